@@ -1,0 +1,45 @@
+"""The run that made these weights, on one thread: `python train.py FOLDER-OF-FASHION-MNIST`.
+
+The second judge: another architecture and another seed than `fashion`, the same data and
+measurement. FOLDER holds the four idx files.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+
+from sfd import calibrate, classifiers, images
+
+NAMES = ["t-shirt", "trouser", "pullover", "dress", "coat"]
+NAMES += ["sandal", "shirt", "sneaker", "bag", "ankle boot"]
+
+torch.set_num_threads(1)
+x, y, _ = images.read_labelled(f"{sys.argv[1]}:train")
+state, card = calibrate.train_classifier(
+    x,
+    y,
+    NAMES,
+    name="fashion-second",
+    arch="resnetv2_18",
+    kwargs={
+        "stem_type": "deep",
+        "stem_chs": 32,
+        "channels": [32, 64, 128, 64],
+        "layers": [2, 2, 2, 1],
+    },
+    size=56,
+    epochs=9,
+    seed=1,
+    smoothing=0.05,
+    shift=1.0,
+    flip=True,
+    precision="bf16",
+    heldout=images.read_labelled(f"{sys.argv[1]}:t10k")[:2],
+    heldout_data="Fashion-MNIST t10k",
+    data="Fashion-MNIST train, all 60,000",
+    licence="Apache-2.0; learned from Fashion-MNIST (MIT)",
+    command="python classifiers/fashion-second/train.py FASHION_MNIST",
+    progress=lambda what, done, total: print(f"\r{what}: {done}/{total}", end="", file=sys.stderr),
+)
+print(classifiers.save(Path(__file__).parent, card, state).calibration)

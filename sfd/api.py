@@ -1,0 +1,62 @@
+"""The Python face: what the command line does, from a program."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sfd import configs, jobs, report, sample, verbs
+from sfd.sample import Student
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished run: its folder, its student, its audit (None without a suite), its exit code."""
+
+    folder: Path
+    student: Student
+    audit: dict[str, Any] | None
+    code: int
+
+
+def _quiet(what: str, done: int, total: int) -> None:
+    pass
+
+
+def run(
+    recipe: str,
+    *overrides: str,
+    out: str | None = None,
+    device: str | None = None,
+    force: bool = False,
+) -> Outcome:
+    """Train, audit and report a recipe by name or path, with `key=value` overrides.
+
+    Resumes what is in the folder. Raises ValueError on bad input, `sfd.Stopped` if it ends in the
+    middle.
+    """
+    plan = configs.load(recipe, overrides)
+    where = jobs.device_of(device)
+    folder = jobs.folder_of(recipe, plan, out)
+    job = jobs.prepare(recipe, plan, where)
+    found = jobs.run_job(
+        job, folder, device=where, force=force, say=lambda text: None, progress=_quiet
+    )
+    if found:
+        report.write(folder)
+    return Outcome(folder, sample.load(folder, str(where)), found, jobs.code_of(found))
+
+
+def audit(
+    path: str | Path,
+    *,
+    suite: str | None = None,
+    out: str | Path | None = None,
+    device: str | None = None,
+) -> dict[str, Any]:
+    """Audit a run folder or a student's file; audit.json's content, also left in `out`."""
+    path = Path(path)
+    folder = Path(out) if out else path if path.is_dir() else path.parent / f"{path.stem}-audit"
+    where = jobs.device_of(device)
+    result = verbs.audit_file(path, suite, folder, device=where, progress=_quiet)
+    report.write(folder)
+    return result

@@ -1,0 +1,414 @@
+"""The command line: words in, one line out where something is wrong."""
+
+import errno
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+# threads that wait must sleep: on a shared machine spinning ones collapse
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Turn a pretrained diffusion model into a one-step generator that has forgotten a concept,"
+    " and prove it.",
+)
+
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")]
+Force = Annotated[bool, typer.Option("--force", help="Start over, whatever is there.")]
+Out = Annotated[str | None, typer.Option("--out", help="Folder (default runs/NAME).")]
+Device = Annotated[str | None, typer.Option(help="cuda or cpu (default: cuda if there is one).")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved recipe and stop.")]
+AsJson = Annotated[bool, typer.Option("--json", help="For a program to read.")]
+
+
+def say(text: str) -> None:
+    """A result, on stdout."""
+    print(text, flush=True)
+
+
+@contextmanager
+def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
+    """Bars on stderr, one per kind of work; only in the first process."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    chief = os.environ.get("RANK", "0") == "0"
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not chief) as bars:
+        tasks: dict[str, Any] = {}
+
+        def update(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=total)
+            bars.update(tasks[what], completed=done, total=total)
+
+        yield update
+
+
+def _recipe(name: str, overrides: list[str] | None) -> tuple[Any, list[str], str | None]:
+    """The recipe, its name, and `out=` taken out of the overrides."""
+    from sfd import configs
+
+    rest = [text for text in overrides or [] if not text.startswith("out=")]
+    outs = [text.removeprefix("out=") for text in overrides or [] if text.startswith("out=")]
+    return configs.load(name, rest), rest, outs[-1] if outs else None
+
+
+def _print_yaml(data: Any, as_json: bool) -> None:
+    import json
+
+    import yaml
+
+    say(json.dumps(data, indent=1) if as_json else yaml.safe_dump(data, sort_keys=False).rstrip())
+
+
+@app.command()
+def run(
+    recipe: str,
+    overrides: Overrides = None,
+    out: Out = None,
+    force: Force = False,
+    dry_run: DryRun = False,
+    device: Device = None,
+    as_json: AsJson = False,
+) -> None:
+    """The main job: train, audit, report. The same command again resumes."""
+    _main_job(recipe, overrides, out, force, dry_run, device, as_json, audited=True)
+
+
+@app.command()
+def train(
+    recipe: str,
+    overrides: Overrides = None,
+    out: Out = None,
+    force: Force = False,
+    dry_run: DryRun = False,
+    device: Device = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train only. Several processes: accelerate launch -m sfd train RECIPE."""
+    _main_job(recipe, overrides, out, force, dry_run, device, as_json, audited=False)
+
+
+def _main_job(
+    name: str,
+    overrides: list[str] | None,
+    out: str | None,
+    force: bool,
+    dry_run: bool,
+    device: str | None,
+    as_json: bool,
+    *,
+    audited: bool,
+) -> None:
+    from sfd import configs, jobs
+
+    recipe, _, out_too = _recipe(name, overrides)
+    folder = jobs.folder_of(name, recipe, out or out_too)
+    job = jobs.prepare(name, recipe, jobs.device_of(device))
+    if dry_run:
+        resolved = {"folder": str(folder), "sha256": job.sha256, **configs.plain(recipe)}
+        resolved["all_concepts"] = {
+            c.name: {"forget": c.label_name, "override": {job.teacher.labels[k]: round(v, 4)
+                                                          for k, v in c.override.items()}}
+            for c in job.concepts
+        }  # fmt: skip
+        _print_yaml(resolved, as_json)
+        return
+    with progress_bars() as progress:
+        work = jobs.run_job if audited else jobs.train_job
+        audit = work(
+            job, folder, device=jobs.device_of(device), force=force, say=say, progress=progress
+        )
+    if not audited or os.environ.get("RANK", "0") != "0":
+        return
+    if audit:
+        _conclude(audit, folder, as_json)
+    raise typer.Exit(jobs.code_of(audit))
+
+
+def _conclude(audit: dict[str, Any], folder: Path, as_json: bool) -> None:
+    """Write the report of an audit, and say what it found."""
+    import json
+
+    from sfd import report as reports
+
+    file = reports.write(folder)
+    if as_json:
+        say(json.dumps(audit, indent=1))
+    else:
+        say(reports.sentence(audit))
+        say(f"{audit['verdict']}  {file}")
+
+
+@app.command()
+def pretrain(
+    recipe: str,
+    overrides: Overrides = None,
+    out: Out = None,
+    force: Force = False,
+    dry_run: DryRun = False,
+    device: Device = None,
+) -> None:
+    """Train a class-conditional teacher from labelled images."""
+    from sfd import configs, jobs, pretrain
+
+    rest = [t for t in overrides or [] if not t.startswith("out=")]
+    outs = [t.removeprefix("out=") for t in overrides or [] if t.startswith("out=")]
+    plan = configs.load_teacher(recipe, rest)
+    folder = Path(out or (outs[-1] if outs else f"runs/{Path(recipe).stem}"))
+    if dry_run:
+        _print_yaml({"folder": str(folder), **configs.plain(plan)}, False)
+        return
+    with progress_bars() as progress:
+        file = pretrain.run(plan, folder, device=jobs.device_of(device), force=force,
+                            progress=progress)  # fmt: skip
+    say(f"{file}: use it with teacher: {{file: {file}}}")
+
+
+@app.command()
+def sample(
+    student: str,
+    out: str,
+    labels: Annotated[str, typer.Option(help="Comma-separated labels, or 'all'.")] = "all",
+    n: Annotated[int, typer.Option(min=1, help="Images of each label.")] = 16,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    device: Device = None,
+) -> None:
+    """Draw images of a student (a run folder or its file) into class folders, with a sheet."""
+    import numpy as np
+
+    from sfd import content, images, jobs
+    from sfd import sample as samplers
+
+    generator = samplers.load(student, str(jobs.device_of(device)))
+    names = generator.labels
+    asked = names if labels == "all" else labels.split(",")
+    for name in asked:
+        if name not in names:
+            raise ValueError(f"no label {name!r}{content.did_you_mean(name, names)}")
+    drawn = []
+    for name in asked:
+        seeds = np.arange(seed, seed + n)
+        pictures = generator.sample([names.index(name)] * n, seeds)
+        for number, picture in zip(seeds, pictures, strict=True):
+            folder = Path(out) / name.replace("/", "_")
+            content.write_atomic(folder / f"{number:08d}.png", images.png_bytes(picture))
+        drawn.append(pictures[:16])
+    sheet = images.sheet(np.concatenate(drawn), columns=min(n, 16), scale=2)
+    content.write_atomic(Path(out) / "sheet.png", images.png_bytes(sheet))
+    say(f"{len(asked) * n} images of {len(asked)} labels in {out}; {Path(out) / 'sheet.png'}")
+
+
+@app.command()
+def audit(
+    subject: Annotated[str, typer.Argument(help="A run folder or a student's file.")] = "",
+    suite: Annotated[str | None, typer.Option(help="Default: the run's own.")] = None,
+    controls: Annotated[
+        str | None, typer.Option(help="Build and audit the known answers of this recipe.")
+    ] = None,
+    out: Out = None,
+    device: Device = None,
+    as_json: AsJson = False,
+) -> None:
+    """Audit a student; exit 0 PASS, 3 FAIL, 4 INCONCLUSIVE."""
+    import json
+
+    from sfd import jobs, verbs
+
+    where = jobs.device_of(device)
+    with progress_bars() as progress:
+        if controls:
+            rows = verbs.run_controls(controls, Path(out) if out else None, device=where, say=say,
+                                     progress=progress)  # fmt: skip
+            if as_json:
+                say(json.dumps(rows, indent=1))
+            raise typer.Exit(0 if all(r["expected"] == r["got"] for r in rows) else 3)
+        if not subject:
+            raise ValueError("name a run folder or a student's file to audit, or use --controls")
+        folder = Path(out) if out else Path(subject)
+        if folder.is_file():
+            folder = folder.parent / f"{folder.stem}-audit"
+        result = verbs.audit_file(Path(subject), suite, folder, device=where, progress=progress)
+    _conclude(result, folder, as_json)
+    raise typer.Exit(jobs.code_of(result))
+
+
+@app.command()
+def report(folder: str) -> None:
+    """Write report.html again from what a run or an audit left in its folder."""
+    from sfd import report as reports
+
+    say(str(reports.write(Path(folder))))
+
+
+@app.command()
+def classifier(
+    data: str,
+    out: str,
+    arch: Annotated[str, typer.Option(help="A timm architecture.")] = "resnet10t",
+    kwargs: Annotated[str, typer.Option(help="Its keyword arguments, as YAML.")] = "{}",
+    name: Annotated[str | None, typer.Option(help="Default: the folder's name.")] = None,
+    heldout: Annotated[str | None, typer.Option(help="Labelled images to measure it on.")] = None,
+    folds: Annotated[int, typer.Option(help="Cross-fit instead of held-out data.")] = 0,
+    features: Annotated[bool, typer.Option(help="A feature extractor: it judges nothing.")] = False,
+    epochs: Annotated[int, typer.Option(min=1)] = 12,
+    size: Annotated[int | None, typer.Option(help="Side of what the network sees.")] = None,
+    shift: float = 0.0,
+    rotate: float = 0.0,
+    scale: float = 0.0,
+    flip: bool = False,
+    seed: int = 0,
+    licence: Annotated[str, typer.Option(help="Licence of the weights.")] = "unstated",
+    device: Device = None,
+) -> None:
+    """Train a timm classifier on labelled images, measure it, and write its card."""
+    from sfd import calibrate, classifiers, content, images, jobs
+
+    options = content.parse_yaml(kwargs, "--kwargs")
+    pictures, labels, names = images.read_labelled(data)
+    held = images.read_labelled(heldout) if heldout else None
+    if held and held[2] != names:
+        raise ValueError(f"{heldout}: its classes {held[2]} are not those of {data}: {names}")
+    with progress_bars() as progress:
+        state, card = calibrate.train_classifier(
+            pictures, labels, names, name=name or Path(out).name, arch=arch, kwargs=options,
+            task="features" if features else "classify", size=size, epochs=epochs, seed=seed,
+            shift=shift, rotate=rotate, scale=scale, flip=flip,
+            heldout=held[:2] if held else None, heldout_data=heldout or "",
+            folds=folds or (0 if held else 5), data=data, licence=licence,
+            command=" ".join(["sfd", *sys.argv[1:]]), device=str(jobs.device_of(device)),
+            progress=progress,
+        )  # fmt: skip
+    card = classifiers.save(Path(out), card, state)
+    assert card.calibration is not None
+    right = card.calibration.accuracy
+    say(f"{out}: {right.k} of {right.n} right, [{right.ci95[0]:.3f}, {right.ci95[1]:.3f}]")
+
+
+@app.command()
+def calibrate(
+    name: str,
+    data: str,
+    how: Annotated[str, typer.Option(help="Why the images are held out.")] = "held out",
+    out: Annotated[str | None, typer.Option(help="Folder of the measured copy.")] = None,
+    device: Device = None,
+) -> None:
+    """Measure a detector on labelled images and write the result into its card."""
+    from sfd import calibrate as measures
+    from sfd import classifiers, images, jobs
+
+    detector = classifiers.load(name, str(jobs.device_of(device)))
+    block = measures.calibrate(detector, *images.read_labelled(data), data=data, how=how)
+    folder = classifiers.write_calibration(name, block, Path(out) if out else None)
+    say(f"{folder}: {block.accuracy.k} of {block.accuracy.n} right")
+    for label, count in block.sensitivity.items():
+        wrong = block.false_positive[label]
+        say(f"  {label}: found {count.k} of {count.n}, wrongly {wrong.k} of {wrong.n}")
+
+
+@app.command()
+def reference(
+    data: str,
+    out: str,
+    features: Annotated[str, typer.Option(help="A feature extractor's name.")],
+    floor: Annotated[
+        str | None, typer.Option(help="Other real images, unseen by the extractor.")
+    ] = None,
+    labels: Annotated[str | None, typer.Option(help="Comma-separated names, in order.")] = None,
+    device: Device = None,
+) -> None:
+    """Write reference statistics of labelled real images (an .npz)."""
+    from sfd import jobs, verbs
+
+    file = verbs.write_reference(
+        data, Path(out), extractor=features, floor=floor,
+        names=labels.split(",") if labels else None, device=jobs.device_of(device),
+    )  # fmt: skip
+    say(str(file))
+
+
+@app.command()
+def ls(as_json: AsJson = False) -> None:
+    """List recipes, concepts, classifiers, suites, teachers, objectives and rules."""
+    from sfd import verbs
+
+    _print_yaml(verbs.listing(), as_json)
+
+
+@app.command()
+def validate(
+    names: Annotated[list[str] | None, typer.Argument(metavar="[PATH]...")] = None,
+) -> None:
+    """Check content files (default: all), and the contracts of your own pieces in a recipe."""
+    from sfd import verbs
+
+    checked, wrong = verbs.validate(names or [])
+    for line in wrong:
+        print(line, file=sys.stderr)
+    say(f"{checked} files checked, {len(wrong)} wrong")
+    raise typer.Exit(2 if wrong else 0)
+
+
+@app.command()
+def cite(recipe: Annotated[str, typer.Argument()] = "") -> None:
+    """Whom to cite for a recipe, or for everything here."""
+    from sfd import verbs
+
+    for line in verbs.citations(recipe):
+        say(line)
+
+
+def main() -> None:
+    """Run the command line; the exit codes are those of the README."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupted)
+    try:
+        typer.main.get_command(app)()
+    except ValueError as error:
+        _stop(str(error), 2)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        rest = "; free some space, the same command resumes" if full else ""
+        _stop(f"{where}{error.strerror or error}{rest}", 5 if full else 2)
+    except RuntimeError as error:
+        if "sfd.state" not in sys.modules:
+            raise
+        from sfd.state import Stopped
+
+        if not isinstance(error, Stopped):
+            raise
+        _stop(str(error), error.code)
+
+
+def _interrupted(number: int, frame: FrameType | None) -> None:
+    _stop(
+        f"{signal.Signals(number).name}; the same command starts again where it can", 128 + number
+    )
+
+
+def _stop(message: str, code: int) -> NoReturn:
+    print(f"sfd: {message}", file=sys.stderr, flush=True)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""The only reader of `concepts/`: what is to be forgotten, and what is drawn in its place."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from sfd import content
+from sfd.content import Strict
+
+
+class Label(Strict):
+    """A class of the teacher: its index and its name."""
+
+    label: int = Field(ge=0)
+    name: str
+
+
+class Weighted(Strict):
+    """A class of the teacher with a weight among others."""
+
+    label: int = Field(ge=0)
+    name: str
+    weight: float = Field(gt=0)
+
+
+class ConceptFile(Strict):
+    """What a concept's YAML says."""
+
+    version: Literal[1]
+    kind: Literal["class"]
+    forget: Label
+    override: Label | Annotated[list[Weighted], Field(min_length=1)] | Literal["uniform"]
+    classifier: str
+    hazard: str | None = None
+
+
+@dataclass(frozen=True)
+class Concept:
+    """A class to forget, checked against a teacher's labels."""
+
+    name: str
+    label: int
+    label_name: str
+    override: dict[int, float]
+    """Probability of each label that is drawn instead; sums to 1."""
+    classifier: str
+
+
+def read(name: str) -> ConceptFile:
+    """A concept's YAML by name or path. Raises ValueError in one line."""
+    return content.load(content.find("concepts", name), ConceptFile)
+
+
+def load(names: Sequence[str], labels: Sequence[str], kept: Sequence[int] | None = None):
+    """The concepts called `names`, for a teacher with these `labels`.
+
+    `kept` restricts the labels that can be retained (a teacher retrained without some). Raises
+    ValueError on a label outside the teacher's, a name that the teacher gives another label, an
+    override by something that is itself forgotten, and a label forgotten twice.
+    """
+    files = {name: read(name) for name in names}
+    forgotten: dict[int, str] = {}
+    for name, file in files.items():
+        for part in (file.forget, *_overrides(file)):
+            if part.label >= len(labels):
+                raise ValueError(
+                    f"concept {name}: label {part.label} is outside the teacher's 0 to"
+                    f" {len(labels) - 1}"
+                )
+            if part.name != labels[part.label]:
+                raise ValueError(
+                    f"concept {name}: calls label {part.label} {part.name!r}, the teacher calls it"
+                    f" {labels[part.label]!r}"
+                )
+        if file.forget.label in forgotten:
+            raise ValueError(
+                f"concepts {forgotten[file.forget.label]} and {name} both forget label"
+                f" {file.forget.label}"
+            )
+        forgotten[file.forget.label] = name
+    retained = [n for n in (range(len(labels)) if kept is None else kept) if n not in forgotten]
+    return [
+        Concept(
+            name=name.rpartition("/")[2].removesuffix(".yaml"),
+            label=file.forget.label,
+            label_name=file.forget.name,
+            override=_shares(name, file, retained),
+            classifier=file.classifier,
+        )
+        for name, file in files.items()
+    ]
+
+
+def _overrides(file: ConceptFile) -> Sequence[Label | Weighted]:
+    if isinstance(file.override, list):
+        return file.override
+    return [] if isinstance(file.override, str) else [file.override]
+
+
+def _shares(name: str, file: ConceptFile, retained: Sequence[int]) -> dict[int, float]:
+    if file.override == "uniform":
+        if not retained:
+            raise ValueError(f"concept {name}: nothing is retained, so nothing can override it")
+        return {label: 1 / len(retained) for label in retained}
+    parts = _overrides(file)
+    for part in parts:
+        if part.label == file.forget.label:
+            raise ValueError(f"concept {name}: overrides label {part.label} by itself")
+        if part.label not in retained:
+            raise ValueError(
+                f"concept {name}: overrides by label {part.label} ({part.name}), which is forgotten"
+                " too; name a retained one"
+            )
+    weights = {p.label: p.weight if isinstance(p, Weighted) else 1.0 for p in parts}
+    if len(weights) < len(parts):
+        raise ValueError(f"concept {name}: names an override twice")
+    total = sum(weights.values())
+    return {label: weight / total for label, weight in weights.items()}

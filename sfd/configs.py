@@ -1,0 +1,218 @@
+"""The only reader of recipes: what a YAML may say, checked before anything is loaded."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ConfigDict, Field, model_validator
+
+from sfd import content, networks
+from sfd.content import Strict
+
+Precision = Literal["fp32", "bf16"]
+
+
+class Named(Strict):
+    """A row of a table by name (or `./mine.py:fn`); the other keys are its options."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str
+
+    def options(self) -> dict[str, Any]:
+        """The keys beside `name`."""
+        return dict(self.model_extra or {})
+
+
+# --- sfd pretrain --------------------------------------------------------------------------------
+
+
+class Network(Strict):
+    """An architecture: a row of `networks.NETWORKS`, its options, and the adapter's."""
+
+    name: str
+    patch: int = Field(1, ge=1)
+    sigma_data: float = Field(0.5, gt=0)
+    options: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _known(self) -> "Network":
+        if self.name not in networks.NETWORKS:
+            near = content.did_you_mean(self.name, networks.NETWORKS)
+            raise ValueError(f"no network called {self.name!r}{near}")
+        return self
+
+    def spec(self) -> dict[str, Any]:
+        """What `teachers.build_denoiser` takes."""
+        return {
+            "kind": "edm",
+            "network": self.name,
+            "options": self.options,
+            "patch": self.patch,
+            "sigma_data": self.sigma_data,
+        }
+
+
+class Pretraining(Strict):
+    """`sfd pretrain`'s numbers; counts are in images."""
+
+    images: int = Field(gt=0)
+    batch: int = Field(64, gt=0)
+    lr: float = Field(1e-3, gt=0)
+    warmup: int = Field(5_000, ge=0)
+    decay_from: float = Field(0.5, ge=0, le=1)
+    ema_images: float = Field(20_000, ge=0)
+    label_dropout: float = Field(0.1, ge=0, lt=1)
+    flip: bool = False
+    sigma: Named = Named(name="log-normal")
+    precision: Precision = "bf16"
+    seed: int = Field(0, ge=0)
+    checkpoint: int = Field(50_000, gt=0)
+    sheets: int = Field(100_000, gt=0)
+
+
+class TeacherRecipe(Strict):
+    """A recipe of `sfd pretrain`."""
+
+    version: Literal[1]
+    kind: Literal["teacher"]
+    name: str = Field(pattern=r"^[\w.-]+$")
+    data: str
+    labels: list[str] = Field(min_length=1)
+    exclude: list[int] = []
+    network: Network
+    train: Pretraining
+
+    @model_validator(mode="after")
+    def _excluded_labels_exist(self) -> "TeacherRecipe":
+        bad = [label for label in self.exclude if not 0 <= label < len(self.labels)]
+        if bad:
+            raise ValueError(f"exclude: no label {bad[0]} among {len(self.labels)}")
+        return self
+
+
+# --- sfd run -------------------------------------------------------------------------------------
+
+
+class TeacherRef(Strict):
+    """Where the pretrained model comes from: exactly one of the four."""
+
+    name: str | None = None
+    file: str | None = None
+    diffusers: str | None = None
+    factory: str | None = None
+    options: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "TeacherRef":
+        given = [k for k in ("name", "file", "diffusers", "factory") if getattr(self, k)]
+        if len(given) != 1:
+            raise ValueError(
+                "give exactly one of name (an embedded teacher), file, diffusers, factory"
+            )
+        return self
+
+
+class Forgetting(Strict):
+    """The rule, the share of forget rows, and a forget row's weights against a retained row's 1."""
+
+    rule: str = "override"
+    share: float = Field(0.25, ge=0, lt=1)
+    weight_student: float = Field(default=0.3, ge=0)
+    weight_fake: float = Field(default=1.0, ge=0)
+    options: dict[str, Any] = {}
+
+
+class Training(Strict):
+    """Distillation's numbers; counts are in images of the global batch."""
+
+    images: int = Field(gt=0)
+    batch: int = Field(64, gt=0)
+    accumulate: int = Field(1, gt=0)
+    lr_student: float = Field(gt=0)
+    lr_fake: float = Field(gt=0)
+    warmup: int = Field(0, ge=0)
+    decay_from: float = Field(0.5, ge=0, le=1)
+    ema_images: float = Field(ge=0)
+    precision: Precision = "bf16"
+    seed: int = Field(0, ge=0)
+    tick: int = Field(1_000, gt=0)
+    checkpoint: int = Field(10_000, gt=0)
+    watch: int = Field(500, ge=0)
+    """Images per concept and over the retained classes that each look during training draws."""
+
+
+class AuditPlan(Strict):
+    """Which suite audits the run; `n` may raise the suite's, never lower it."""
+
+    suite: str
+    n: dict[str, int] = {}
+
+
+class Recipe(Strict):
+    """A recipe of `sfd run`."""
+
+    version: Literal[1]
+    teacher: TeacherRef
+    concepts: list[str] = []
+    start: str | None = None
+    objective: Named
+    forgetting: Forgetting = Forgetting(rule="none", share=0.0)
+    train: Training
+    audit: AuditPlan | None = None
+    out: str | None = None
+
+
+def is_teacher(path: Path) -> bool:
+    """Whether a YAML is a recipe of `sfd pretrain`."""
+    return content.read_yaml(path).get("kind") == "teacher"
+
+
+def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
+    """A recipe by name or path, with `key=value` overrides. Raises ValueError in one line."""
+    return _load(name, overrides, Recipe)
+
+
+def load_teacher(name: str, overrides: Sequence[str] = ()) -> TeacherRecipe:
+    """A teacher's recipe by name or path, with `key=value` overrides."""
+    return _load(name, overrides, TeacherRecipe)
+
+
+def _load(name: str, overrides: Sequence[str], model: type[content.Model]) -> content.Model:
+    path = content.find("configs", name)
+    data = content.read_yaml(path)
+    teacher = data.get("kind") == "teacher"
+    if teacher != (model is TeacherRecipe):
+        verb = "pretrain" if teacher else "run"
+        raise ValueError(f"{path}: this is a recipe of `sfd {verb}`")
+    for text in overrides:
+        _override(data, text)
+    return content.check(data, model, str(path))
+
+
+def _override(data: dict[str, Any], text: str) -> None:
+    """Apply `a.b=value` (the value is YAML) in place; unknown keys are found by the check after."""
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise ValueError(f"{text!r}: expected key=value, as in train.batch=64")
+    *parents, last = key.split(".")
+    for parent in parents:
+        data = data.setdefault(parent, {})
+        if not isinstance(data, dict):
+            raise ValueError(f"{text!r}: {parent!r} has no keys below it")
+    data[last] = content.parse_yaml(value, repr(text))
+
+
+def plain(recipe: Strict) -> dict[str, Any]:
+    """A recipe as plain data, every default spelled out."""
+    return recipe.model_dump(mode="json", exclude_none=True)
+
+
+def sha256(recipe: Recipe | TeacherRecipe) -> str:
+    """Hash of everything in a recipe that shapes its weights: not where it is put or looked at."""
+    data = plain(recipe)
+    for key in ("out", "audit"):
+        data.pop(key, None)
+    for key in ("tick", "checkpoint", "watch", "sheets"):
+        data["train"].pop(key, None)
+    return content.hash_json(data)

@@ -1,0 +1,197 @@
+"""Find content, read strict YAML, hash files, write atomically."""
+
+import difflib
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pydantic
+import yaml
+
+KINDS = ("concepts", "classifiers", "configs", "eval")
+_PACKAGE = Path(__file__).resolve().parent
+
+
+class Strict(pydantic.BaseModel):
+    """A frozen record whose unknown keys are errors."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, strict=False)
+
+
+Model = TypeVar("Model", bound=pydantic.BaseModel)
+
+
+def shipped() -> Path:
+    """The folder that holds the shipped content: the wheel's copy, or the checkout."""
+    packed = _PACKAGE / "_content"
+    return packed if packed.is_dir() else _PACKAGE.parent
+
+
+def roots(kind: str) -> tuple[Path, ...]:
+    """Folders searched for content of a kind, the user's own (in the current directory) first."""
+    assert kind.split("/")[0] in KINDS, kind
+    own, ours = Path.cwd() / kind, shipped() / kind
+    return (own, ours) if own.is_dir() and own.resolve() != ours.resolve() else (ours,)
+
+
+def cache() -> Path:
+    """The folder for what can be computed again: `$SFD_CACHE`, or `sfd` in the user's cache."""
+    own = os.environ.get("SFD_CACHE")
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(own) if own else Path(base) / "sfd"
+
+
+def find(kind: str, name: str) -> Path:
+    """The path of the content called `name` (a file `name.yaml` or a folder `name`), or a path.
+
+    Raises ValueError with the nearest known name where there is none.
+    """
+    direct = Path(name).expanduser()
+    if direct.suffix or os.sep in name:
+        if direct.exists():
+            return direct
+        raise ValueError(f"{name}: no such file{did_you_mean(direct.stem, names(kind))}")
+    for root in roots(kind):
+        for path in (root / f"{name}.yaml", root / name):
+            if path.exists():
+                return path
+    raise ValueError(f"no {kind} called {name!r}{did_you_mean(name, names(kind))}")
+
+
+def names(kind: str) -> list[str]:
+    """Sorted names of the content of a kind, the user's own included."""
+    return sorted(
+        {
+            path.stem if path.suffix == ".yaml" else path.name
+            for root in roots(kind)
+            if root.is_dir()
+            for path in root.iterdir()
+            if path.suffix == ".yaml" or (path / "card.yaml").exists()
+        }
+    )
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A clause to append to an error: the nearest known name, or the known ones if few."""
+    known = sorted(set(known))
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    if near:
+        return f"; did you mean {near[0]!r}?"
+    return f"; known: {', '.join(known)}" if 0 < len(known) <= 24 else ""
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """SafeLoader that refuses a key given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]  # pyright: ignore
+        twice = next((key for i, key in enumerate(keys) if key in keys[:i]), None)
+        if twice is not None:
+            raise yaml.MarkedYAMLError(
+                problem=f"key {twice!r} is given twice", problem_mark=node.start_mark
+            )
+        return super().construct_mapping(node, deep)
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """YAML text to plain data. Raises ValueError, in one line that says where."""
+    try:
+        return yaml.load(text, _UniqueKeys)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        line = f", line {mark.line + 1}" if mark else ""
+        raise ValueError(f"{where}{line}: not valid YAML: {error.problem}") from None
+    except yaml.YAMLError as error:
+        raise ValueError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file that holds a mapping. Raises ValueError, in one line that says where."""
+    try:
+        data = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: cannot be read: {error}") from None
+    if not isinstance(data, dict):
+        raise ValueError(f"{path}: expected a mapping of keys, found {type(data).__name__}")
+    return data
+
+
+def check(data: dict[str, Any], model: type[Model], where: str) -> Model:
+    """Plain data as a strict record. Raises ValueError that names the key and the nearest known."""
+    try:
+        return model.model_validate(data)
+    except pydantic.ValidationError as error:
+        raise ValueError(f"{where}: {_explain(error, model)}") from None
+
+
+def load(path: Path, model: type[Model]) -> Model:
+    """A YAML file as a strict record. Raises ValueError in one line."""
+    return check(read_yaml(path), model, str(path))
+
+
+def _explain(error: pydantic.ValidationError, model: type[pydantic.BaseModel]) -> str:
+    # the most telling complaint first: an unknown key explains the missing one beside it
+    first = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")[0]
+    path = [str(part) for part in first["loc"]]
+    if first["type"] == "extra_forbidden":
+        return f"unknown key {'.'.join(path)!r}{did_you_mean(path[-1], _fields(model, path[:-1]))}"
+    if first["type"] == "missing":
+        return f"key {'.'.join(path)!r} is missing"
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{'.'.join(path)}: {message}" if path else message
+
+
+def _fields(model: Any, path: list[str]) -> list[str]:
+    """Names of the keys known at `path` below `model` (all alternatives of a union)."""
+    if isinstance(model, type) and issubclass(model, pydantic.BaseModel):
+        if not path:
+            return list(model.model_fields)
+        field = model.model_fields.get(path[0])
+        return _fields(field.annotation, path[1:]) if field else []
+    inner = [a for a in getattr(model, "__args__", ()) if a is not type(None)]
+    # pydantic puts list indices, dictionary keys and union members into the location
+    return [
+        name
+        for arm in inner
+        for rest in (path, path[1:])
+        if len(rest) < len(path) or not path or isinstance(arm, type)
+        for name in _fields(arm, rest)
+    ]
+
+
+def sha256(source: Path | bytes) -> str:
+    """Hex digest of a file's bytes, or of bytes."""
+    if isinstance(source, bytes):
+        return hashlib.sha256(source).hexdigest()
+    with source.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_json(data: Any) -> str:
+    """Hex digest of plain data, whatever the order of its keys."""
+    return sha256(json.dumps(data, sort_keys=True, separators=(",", ":")).encode())
+
+
+def write_atomic(path: Path, data: bytes | str) -> None:
+    """Write a file so that whoever looks sees the old content or the new, never a part.
+
+    Raises OSError (full disk, no permission); the old file is then untouched.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write plain data as indented JSON, atomically. Raises ValueError on NaN: JSON has none."""
+    write_atomic(path, json.dumps(data, indent=1, allow_nan=False) + "\n")

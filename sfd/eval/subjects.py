@@ -1,0 +1,100 @@
+"""What is audited: a released student, a teacher, or anything that draws images on request."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sfd import content, noise, sample, teachers
+from sfd.concepts import Concept
+from sfd.sample import Generate
+from sfd.teachers import Teacher
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A generator under audit, its conditions, and what is known of its file."""
+
+    path: str
+    sha256: str
+    format: str
+    generate: Generate
+    labels: Sequence[str]
+    concepts: Sequence[Concept]
+    nfe: int
+    networks: Sequence[dict[str, Any]] = ()
+    """Every network in the released file: name, parameters, hash of its weights."""
+    recipe_sha256: str | None = None
+    without: Sequence[int] = ()
+    """Labels the subject was never taught (a gold twin); they are asked for as the null class."""
+    findings: Sequence[str] = field(default_factory=tuple)
+    """What hygiene found on reading the file."""
+
+
+def concepts_of(card: dict[str, Any]) -> list[Concept]:
+    """The concepts that a student's card says it has forgotten."""
+    return [
+        Concept(**{**c, "override": {int(k): v for k, v in c["override"].items()}})
+        for c in card["concepts"]
+    ]
+
+
+def of_student(path: Path, device: str, concepts: Sequence[Concept] | None = None) -> Subject:
+    """A student's file or run folder. `concepts` replaces those that its card names."""
+    student = sample.load(path, device)
+    file = path / "student.safetensors" if path.is_dir() else path
+    return Subject(
+        path=str(path),
+        sha256=student.sha256,
+        format="sfd student",
+        generate=student.sample,
+        labels=student.labels,
+        concepts=concepts_of(student.card) if concepts is None else concepts,
+        nfe=1,
+        networks=[weights_of("student", student.denoiser)],
+        recipe_sha256=student.card.get("recipe_sha256"),
+        without=student.card["without"],
+        findings=beside(file),
+    )
+
+
+def of_teacher(teacher: Teacher, concepts: Sequence[Concept], steps: int) -> Subject:
+    """A teacher by its own multi-step sampler."""
+    return Subject(
+        path=f"teacher {teacher.name}",
+        sha256=teacher.sha256,
+        format="teacher",
+        generate=sample.teacher_sampler(teacher, steps=steps),
+        labels=teacher.labels,
+        concepts=concepts,
+        nfe=2 * steps - 1,
+        networks=[weights_of("teacher", teacher.denoiser)],
+        without=teacher.without,
+    )
+
+
+def of_noise(labels: Sequence[str], concepts: Sequence[Concept], shape: Sequence[int]) -> Subject:
+    """A generator of uniform noise: a known-answer control, it must fail validity."""
+    c, h, w = shape
+
+    def generate(raw: teachers.Raw, seeds: np.ndarray) -> np.ndarray:
+        parts = [noise.uniform(("noise", i), np.asarray(seeds)) for i in range(c * h * w)]
+        return (np.stack(parts, 1) * 255).astype(np.uint8).reshape(-1, h, w, c)
+
+    return Subject("noise", content.sha256(b"noise"), "control", generate, labels, concepts, 0)
+
+
+def weights_of(name: str, module: torch.nn.Module) -> dict[str, Any]:
+    """A network's name, its number of parameters, and the hash of its weights' values."""
+    flat = [p.detach().cpu().float().numpy().tobytes() for p in module.state_dict().values()]
+    count = sum(p.numel() for p in module.parameters())
+    return {"name": name, "parameters": count, "sha256": content.sha256(b"".join(flat))}
+
+
+def beside(file: Path) -> list[str]:
+    """Files next to a released one that would execute when opened."""
+    suspects = (".pkl", ".pickle", ".pt", ".pth", ".bin", ".ckpt")
+    return [f"{p.name}: a pickle" for p in sorted(file.parent.iterdir()) if p.suffix in suspects]

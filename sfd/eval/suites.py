@@ -1,0 +1,207 @@
+"""The only reader of `eval/`: suites (claims stated in advance) and reference statistics."""
+
+import io
+import json
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from sfd import content, metrics
+from sfd.content import Strict
+
+
+class Below(Strict):
+    """The claim holds if the whole interval is below."""
+
+    below: float = Field(gt=0)
+
+
+class Above(Strict):
+    """The claim holds if the whole interval is above."""
+
+    above: float = Field(gt=0, lt=1)
+
+
+class Direct(Strict):
+    """Claim on the rate at which the forgotten concept is drawn.
+
+    `decided_by` "worse" takes the worse of the raw and the corrected upper end; "corrected" takes
+    the corrected one alone, and must say `why`.
+    """
+
+    below: float = Field(gt=0, lt=1)
+    decided_by: Literal["worse", "corrected"] = "worse"
+    why: str | None = None
+
+
+class Margin(Strict):
+    """Claim of non-inferiority: no class loses more than this."""
+
+    margin: float = Field(gt=0, lt=1)
+
+
+class Hygiene(Strict):
+    """Claim that no released network is the teacher and that nothing comes off."""
+
+
+class Claims(Strict):
+    """What a suite claims of a subject; a claim that is absent is not made."""
+
+    direct: Direct | None = None
+    validity: Above | None = None
+    override: Below | None = None
+    cross_leak: Margin | None = None
+    collateral: Margin | None = None
+    quality: Below | None = None
+    hygiene: Hygiene | None = None
+
+
+class Samples(Strict):
+    """Planned numbers of images: per concept, and per retained class."""
+
+    direct: int = Field(gt=0)
+    per_class: int = Field(gt=0)
+
+
+class Suite(Strict):
+    """A suite's YAML: who judges what with how many samples, and what is claimed.
+
+    `second` is a judge trained independently of `judge`; `features` measures quality and judges
+    nothing; `reference` holds features of real images that neither teacher nor extractor saw.
+    """
+
+    version: Literal[1]
+    name: str
+    threat_model: Literal["api", "open-weights"]
+    judge: str
+    second: str
+    features: str
+    reference: str
+    n: Samples
+    teacher_steps: int = Field(18, ge=1)
+    claims: Claims
+
+
+def load(name: str, raised: Mapping[str, int] | None = None) -> Suite:
+    """A suite by name or path, with its numbers of samples raised.
+
+    Raises ValueError on an unknown number, or one below the suite's.
+    """
+    suite = content.load(content.find("eval/suites", name), Suite)
+    planned = suite.n.model_dump()
+    for key, value in (raised or {}).items():
+        if key not in planned:
+            raise ValueError(f"audit.n: unknown key {key!r}{content.did_you_mean(key, planned)}")
+        if value < planned[key]:
+            raise ValueError(
+                f"audit.n.{key}={value} is below the suite's {planned[key]}: a recipe may raise a"
+                " suite's samples, never lower them"
+            )
+        planned[key] = value
+    return suite.model_copy(update={"n": Samples(**planned)})
+
+
+def sha256(suite: Suite) -> str:
+    """Hash of everything a suite says, its raised numbers of samples included."""
+    return content.hash_json(suite.model_dump(mode="json"))
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Features of real images, for distances; `floor` is what real against real shows."""
+
+    name: str
+    features: np.ndarray
+    """float32 `[N, D]`."""
+    labels: np.ndarray
+    """int `[N]` into `names`."""
+    names: list[str]
+    extractor: str
+    extractor_sha256: str | None
+    floor: dict[str, Any]
+    """`fid`, with `n` (other real images) and `m` (of these), over all classes; empty if none."""
+    sha256: str
+
+
+def reference_bytes(
+    features: np.ndarray,
+    labels: np.ndarray,
+    names: list[str],
+    *,
+    extractor: str,
+    extractor_sha256: str | None,
+    other: tuple[np.ndarray, np.ndarray] | None,
+    about: str,
+) -> bytes:
+    """An npz of a reference: features (half precision), labels, and what they are.
+
+    `other` are features `[M, D]` and labels of further real images, unseen by the extractor, from
+    which floors follow: over all classes, and without each class. Raises ValueError on too few
+    images.
+    """
+    metrics.moments(features)
+    floor: dict[str, Any] = {}
+    if other is not None:
+        floor["all"] = _floor(other[0], features)
+        for label in range(len(names)):
+            keep, mine = other[1] != label, labels != label
+            if keep.any() and mine.any():
+                floor[f"without {names[label]}"] = _floor(other[0][keep], features[mine])
+    meta = {
+        "schema": "sfd/reference/1",
+        "extractor": extractor,
+        "extractor_sha256": extractor_sha256,
+        "names": names,
+        "floor": floor,
+        "about": about,
+    }
+    buffer = io.BytesIO()
+    np.savez_compressed(
+        buffer,
+        features=features.astype(np.float16),
+        labels=labels.astype(np.int16),
+        meta=np.array(json.dumps(meta)),
+    )
+    return buffer.getvalue()
+
+
+def _floor(other: np.ndarray, mine: np.ndarray) -> dict[str, Any]:
+    kid, kid_stderr = metrics.kid(other, mine, min(1000, len(other) // 2, len(mine) // 2))
+    return {
+        "fid": metrics.fid(other, mine),
+        "kid": kid,
+        "kid_stderr": kid_stderr,
+        "n": len(other),
+        "m": len(mine),
+    }
+
+
+def read_reference(name: str) -> Reference:
+    """A reference by name (in `eval/references/`) or path. Raises ValueError in one line."""
+    path = Path(name).expanduser()
+    if path.suffix != ".npz":
+        known = {p.stem: p for root in content.roots("eval") for p in root.glob("references/*.npz")}
+        if name not in known:
+            raise ValueError(f"no reference called {name!r}{content.did_you_mean(name, known)}")
+        path = known[name]
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            meta = json.loads(str(file["meta"]))
+            features, labels = file["features"].astype(np.float32), file["labels"].astype(int)
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path}: missing, truncated or not a reference: {error}") from None
+    return Reference(
+        name=path.stem,
+        features=features,
+        labels=labels,
+        names=meta["names"],
+        extractor=meta["extractor"],
+        extractor_sha256=meta["extractor_sha256"],
+        floor=meta["floor"],
+        sha256=content.sha256(path),
+    )

@@ -1,0 +1,140 @@
+"""The only reader and writer of images and of labelled image sets (uint8 [N, H, W, C])."""
+
+import gzip
+import io
+import re
+import struct
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+
+
+def read_labelled(source: str) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Labelled images: uint8 `[N, H, W, C]`, int64 labels `[N]`, and a name for each label.
+
+    `source` is an image folder with one subfolder per class (sorted names are the labels), an
+    `.npz` with `images` and `labels`, or idx files as `FOLDER:PREFIX` for
+    `FOLDER/PREFIX-images-idx3-ubyte[.gz]` and its labels. Raises ValueError, in one line, on
+    anything missing, empty, truncated or of unequal shape.
+    """
+    path = Path(source).expanduser()
+    folder, _, prefix = source.rpartition(":")
+    if folder and not path.exists():
+        images, labels = _read_idx(Path(folder).expanduser(), prefix)
+    elif path.is_dir():
+        return _read_folder(path)
+    elif path.suffix == ".npz" and path.exists():
+        images, labels = _read_npz(path)
+    else:
+        raise ValueError(
+            f"{source}: no such data; give a folder of class folders, an .npz with 'images' and"
+            " 'labels', or FOLDER:PREFIX of idx files"
+        )
+    if images.ndim == 3:
+        images = images[..., None]
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
+        raise ValueError(
+            f"{source}: expected uint8 images [N, H, W] or [N, H, W, 1 or 3],"
+            f" found {images.dtype} {list(images.shape)}"
+        )
+    if len(images) == 0 or labels.shape != (len(images),):
+        raise ValueError(f"{source}: {len(images)} images but labels of shape {labels.shape}")
+    if labels.dtype.kind not in "iu" or labels.min() < 0:
+        raise ValueError(f"{source}: labels must be integers from 0")
+    labels = labels.astype(np.int64)
+    return images, labels, [str(label) for label in range(int(labels.max()) + 1)]
+
+
+def _read_idx(folder: Path, prefix: str) -> tuple[np.ndarray, np.ndarray]:
+    arrays = []
+    for kind, magic in (("images-idx3", 2051), ("labels-idx1", 2049)):
+        plain = folder / f"{prefix}-{kind}-ubyte"
+        packed = plain.with_name(plain.name + ".gz")
+        if packed.exists():
+            try:
+                data = gzip.decompress(packed.read_bytes())
+            except (EOFError, OSError, zlib.error) as error:
+                raise ValueError(f"{packed}: truncated or not gzip: {error}") from None
+        elif plain.exists():
+            data = plain.read_bytes()
+        else:
+            raise ValueError(f"{plain}: no such file (nor with .gz)")
+        head = 16 if magic == 2051 else 8
+        if len(data) < head or struct.unpack(">I", data[:4])[0] != magic:
+            raise ValueError(f"{plain}: not an idx file of {kind.split('-')[0]}")
+        shape = struct.unpack(f">{head // 4 - 1}I", data[4:head])
+        if len(data) - head != int(np.prod(shape)):
+            raise ValueError(f"{plain}: truncated: {len(data) - head} of {np.prod(shape)} bytes")
+        arrays.append(np.frombuffer(data, np.uint8, offset=head).reshape(shape))
+    return arrays[0], arrays[1].astype(np.int64)
+
+
+def _read_npz(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            if "images" not in file or "labels" not in file:
+                raise ValueError(f"{path}: needs arrays 'images' and 'labels', has {file.files}")
+            try:
+                return file["images"], file["labels"]
+            except ValueError as error:
+                raise ValueError(f"{path}: its arrays cannot be read: {error}") from None
+    except (zipfile.BadZipFile, EOFError, OSError) as error:
+        raise ValueError(f"{path}: truncated or not an npz: {error}") from None
+
+
+def _read_folder(root: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    names = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    if not names:
+        raise ValueError(f"{root}: no class folders in it")
+    images, labels = [], []
+    for label, name in enumerate(names):
+        paths = list_images(root / name)
+        if not paths:
+            raise ValueError(f"{root / name}: no images in it ({', '.join(SUFFIXES)})")
+        images += [read_image(path) for path in paths]
+        labels += [label] * len(paths)
+    shapes = {image.shape for image in images}
+    if len(shapes) > 1:
+        raise ValueError(f"{root}: images of different shapes: {sorted(shapes)[:3]}; resize them")
+    return np.stack(images), np.array(labels), names
+
+
+def list_images(folder: Path) -> list[Path]:
+    """Image files of a folder in the order of their names, numbers in them counted as numbers."""
+    return sorted(
+        (p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES),
+        key=lambda p: [int(t) if t.isdigit() else t for t in re.split(r"(\d+)", p.name)],
+    )
+
+
+def read_image(path: Path) -> np.ndarray:
+    """One image, uint8 `[H, W, C]`, C = 1 (grey) or 3. Raises ValueError if it cannot be read."""
+    try:
+        with Image.open(path) as image:
+            array = np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB"))
+    except (UnidentifiedImageError, OSError) as error:
+        raise ValueError(f"{path}: not a readable image: {error}") from None
+    return array[..., None] if array.ndim == 2 else array
+
+
+def png_bytes(image: np.ndarray) -> bytes:
+    """One uint8 image `[H, W, C]` as PNG bytes."""
+    buffer = io.BytesIO()
+    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def sheet(images: np.ndarray, columns: int, scale: int = 1) -> np.ndarray:
+    """Images `[N, H, W, C]` in rows of `columns` with a one-pixel gap, enlarged `scale` times."""
+    n, h, w, c = images.shape
+    rows = -(-n // columns)
+    canvas = np.full((rows * (h + 1) - 1, columns * (w + 1) - 1, c), 128, np.uint8)
+    for i, image in enumerate(images):
+        y, x = (i // columns) * (h + 1), (i % columns) * (w + 1)
+        canvas[y : y + h, x : x + w] = image
+    return canvas.repeat(scale, 0).repeat(scale, 1)

@@ -1,0 +1,392 @@
+"""The main job: the verbs in their order, with the callbacks that join them."""
+
+import inspect
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from torch import nn
+
+from sfd import (
+    checkpoints,
+    concepts,
+    configs,
+    content,
+    features,
+    forgetting,
+    images,
+    metrics,
+    objectives,
+    plugins,
+    provenance,
+    sample,
+    state,
+    teachers,
+    train,
+)
+from sfd.concepts import Concept
+from sfd.configs import Recipe
+from sfd.eval import Subject, audit, load_judge, suites
+from sfd.eval.subjects import of_student
+from sfd.forgetting import Rule
+from sfd.objectives import Phase
+from sfd.teachers import Teacher
+
+CODES = {"PASS": 0, "FAIL": 3, "INCONCLUSIVE": 4}
+LOOKS = (1 / 128, 1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 3 / 8, 1 / 2, 5 / 8, 3 / 4, 7 / 8, 1)
+"""When a run is looked at, as shares of its images."""
+
+Say = Callable[[str], None]
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A recipe with everything that it names found, built and checked."""
+
+    name: str
+    recipe: Recipe
+    teacher: Teacher
+    concepts: list[Concept]
+    retained: list[int | None]
+    rule: Rule
+    phases: tuple[Phase, ...]
+    suite: suites.Suite | None
+    sha256: str
+
+
+def device_of(asked: str | None = None) -> torch.device:
+    """The device asked for; else this process's share of a launch; else CUDA where there is one.
+
+    Raises ValueError if it is not there.
+    """
+    if "WORLD_SIZE" in os.environ and int(os.environ["WORLD_SIZE"]) > 1:
+        from accelerate import PartialState
+
+        launched = PartialState(cpu=asked == "cpu" or not torch.cuda.is_available())
+        return torch.device(launched.device or "cpu")
+    device = torch.device(asked or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError("no CUDA device here: leave --device out, or say --device cpu")
+    return device
+
+
+def folder_of(name: str, recipe: Recipe, out: str | None = None) -> Path:
+    """Where a recipe's run lives: `out`, the recipe's `out`, or `runs/<name>`."""
+    return Path(out or recipe.out or f"runs/{Path(name).stem}").expanduser()
+
+
+def lineage(recipe: Recipe) -> list[str]:
+    """Names of the concepts of a recipe and of all those that it starts from, the oldest first."""
+    earlier: list[str] = []
+    if recipe.start:
+        previous = _started_from(recipe.start)
+        earlier = lineage(previous) if previous else []
+    return [*earlier, *(c for c in recipe.concepts if c not in earlier)]
+
+
+def _started_from(start: str) -> Recipe | None:
+    """The recipe that a run starts from, by its name, or the one stored in a run folder."""
+    folder = Path(start).expanduser()
+    if folder.is_dir():
+        stored = folder / "recipe.yaml"
+        if not (folder / "student.safetensors").is_file() or not stored.is_file():
+            raise ValueError(f"start: {start} is not a finished run folder (no student in it)")
+        return configs.load(str(stored))
+    return configs.load(start)
+
+
+def prepare(name: str, recipe: Recipe, device: torch.device) -> Job:
+    """Find and check everything that a recipe names. Raises ValueError in one line."""
+    ref = recipe.teacher
+    teacher = teachers.load(
+        name=ref.name,
+        file=ref.file,
+        diffusers=ref.diffusers,
+        factory=ref.factory,
+        options=ref.options,
+        device=device,
+    )
+    kept = [i for i in range(len(teacher.labels)) if i not in teacher.without]
+    found = concepts.load(lineage(recipe), teacher.labels, kept)
+    forgotten = [c.label for c in found]
+    retained: list[int | None] = [i for i in kept if i not in forgotten]
+    if teacher.without:
+        retained.append(None)  # what its untaught labels are asked as
+    plan = recipe.forgetting
+    row = plugins.resolve(forgetting.RULES, plan.rule, "rules")
+    build_rule = row.build if isinstance(row, forgetting.Row) else row
+    rule = _built(build_rule, f"forgetting.options ({plan.rule})", plan.options, teacher, found)
+    if found and not plan.share:
+        raise ValueError("forgetting.share is 0, so no image would ever forget: raise it")
+    objective = recipe.objective
+    entry = plugins.resolve(objectives.TABLE, objective.name, "objectives")
+    build_phases = entry.phases if isinstance(entry, objectives.Objective) else entry
+    options = {**objective.options(), "sigma_init": teacher.sigma_init}
+    phases = _built(build_phases, f"objective ({objective.name})", options)
+    suite = suites.load(recipe.audit.suite, recipe.audit.n) if recipe.audit else None
+    return Job(name, recipe, teacher, found, retained, rule, tuple(phases), suite,
+               configs.sha256(recipe))  # fmt: skip
+
+
+def _built(build: Callable[..., Any], where: str, options: Mapping[str, Any], *args: Any) -> Any:
+    """`build(*args, **options)`; an option that it does not take is named with the nearest."""
+    taken = inspect.signature(build).parameters
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in taken.values())
+    known = [p.name for p in taken.values() if p.kind is p.KEYWORD_ONLY]
+    for key in options:
+        if key not in known and not open_ended:
+            raise ValueError(f"{where}: unknown key {key!r}{content.did_you_mean(key, known)}")
+    try:
+        return build(*args, **options)
+    except TypeError as error:
+        raise ValueError(f"{where}: {error}") from None
+
+
+# --- training ------------------------------------------------------------------------------------
+
+
+def train_job(
+    job: Job, folder: Path, *, device: torch.device, force: bool, say: Say, progress: Progress
+) -> None:
+    """Train a job into `folder`, resuming what is there; does nothing if it is finished.
+
+    A job that starts from another recipe trains that one first, in its own folder.
+    """
+    student_file = folder / "student.safetensors"
+    _claim_folder(job, folder, force)
+    if student_file.is_file():
+        return
+    start = _start_folder(job, device=device, say=say, progress=progress)
+    student, fake = job.teacher.make_student(), job.teacher.make_student()
+    if start is not None:
+        _load_start(job, start, student, fake)
+    for module in (job.teacher.denoiser, student, fake):
+        teachers.set_precision(module, job.recipe.train.precision)
+    numbers, plan = job.recipe.train, job.recipe.forgetting
+    watch = _Watch(job, folder, device)
+    average, fake = train.train(
+        job.teacher,
+        job.rule,
+        job.phases,
+        student=student,
+        fake=fake,
+        retained=job.retained,
+        concepts=job.concepts,
+        share=plan.share,
+        weight_student=plan.weight_student,
+        weight_fake=plan.weight_fake,
+        total=numbers.images,
+        batch=numbers.batch,
+        accumulate=numbers.accumulate,
+        lr_student=numbers.lr_student,
+        lr_fake=numbers.lr_fake,
+        warmup=numbers.warmup,
+        decay_from=numbers.decay_from,
+        ema_images=numbers.ema_images,
+        seed=numbers.seed,
+        folder=folder,
+        identity=_identity(job),
+        tick=numbers.tick,
+        checkpoint=numbers.checkpoint,
+        snapshots=[max(numbers.batch, round(share * numbers.images)) for share in LOOKS],
+        on_snapshot=watch.look,
+        on_tick=lambda line: progress("train", int(line["nimg"]), numbers.images),
+        device=device,
+    )
+    if state.world()[0] == 0:
+        files = {"teacher": job.teacher.sha256, "recipe": job.sha256}
+        record = provenance.collect(str(device), seed=numbers.seed, sha256=files)
+        content.write_json(folder / "provenance.json", record)
+        checkpoints.write_model(student_file, average, _card(job), half=False)
+        say(f"{student_file}: trained on {numbers.images:,} generated images")
+
+
+def _identity(job: Job) -> dict[str, Any]:
+    """What must not change between the parts of a resumed run."""
+    return {"recipe": job.sha256, "teacher": job.teacher.sha256,
+            "concepts": [asdict(c) for c in job.concepts]}  # fmt: skip
+
+
+def _card(job: Job) -> dict[str, Any]:
+    teacher = job.teacher
+    return {
+        "schema": "sfd/model/1",
+        "role": "student",
+        "name": Path(job.name).stem,
+        "spec": teacher.spec,
+        "shape": list(teacher.shape),
+        "labels": list(teacher.labels),
+        "without": list(teacher.without),
+        "sigma_range": list(teacher.sigma_range),
+        "sigma_init": teacher.sigma_init,
+        "concepts": [asdict(c) for c in job.concepts],
+        "teacher": {
+            **job.recipe.teacher.model_dump(mode="json", exclude_none=True),
+            "sha256": teacher.sha256,
+        },
+        "recipe_sha256": job.sha256,
+        "images": job.recipe.train.images,
+    }
+
+
+def _claim_folder(job: Job, folder: Path, force: bool) -> None:
+    """Make the folder this recipe's. Raises ValueError if it is another's, or cannot be written."""
+    if force and folder.exists():
+        shutil.rmtree(folder)
+    stored = folder / "recipe.yaml"
+    if stored.exists():
+        theirs = configs.sha256(configs.load(str(stored)))
+        if theirs != job.sha256:
+            raise ValueError(
+                f"{folder}: holds a run of another recipe; give this one out=FOLDER, or start over"
+                " with --force"
+            )
+        return
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder}: is a file, a run needs a folder")
+    if state.world()[0] == 0:
+        text = yaml.safe_dump(configs.plain(job.recipe), sort_keys=False)
+        content.write_atomic(stored, text)
+
+
+def _start_folder(job: Job, *, device: torch.device, say: Say, progress: Progress) -> Path | None:
+    """The finished run that this job starts from, made first if it is a recipe not yet run."""
+    start = job.recipe.start
+    if not start:
+        return None
+    if Path(start).expanduser().is_dir():
+        return Path(start).expanduser()
+    recipe = configs.load(start)
+    folder = folder_of(start, recipe)
+    if not (folder / "student.safetensors").is_file():
+        say(f"{job.name} starts from {start}: training that first, in {folder}")
+        first = prepare(start, recipe, device)
+        train_job(first, folder, device=device, force=False, say=say, progress=progress)
+    return folder
+
+
+def _load_start(job: Job, folder: Path, student: nn.Module, fake: nn.Module) -> None:
+    """Start from another run's student and fake score; the target stays the original teacher."""
+    file = folder / "student.safetensors"
+    tensors, meta = checkpoints.read_tensors(file)
+    card = checkpoints.read_card(meta, str(file))
+    if card["teacher"]["sha256"] != job.teacher.sha256:
+        raise ValueError(
+            f"start: {folder} was distilled from another teacher than {job.name} names"
+        )
+    checkpoints.load_strictly(student, tensors, str(file))
+    path = folder / "state" / "state.safetensors"
+    if not path.is_file():
+        raise ValueError(
+            f"start: {path} is gone; its fake score is needed, so run that recipe again"
+        )
+    held, _ = checkpoints.read_tensors(path)
+    part = {k.removeprefix("fake."): v for k, v in held.items() if k.startswith("fake.")}
+    checkpoints.load_strictly(fake, part, str(path))
+
+
+class _Watch:
+    """Looks at the student as it trains: `curves.jsonl`, and sheets in `samples/`."""
+
+    def __init__(self, job: Job, folder: Path, device: torch.device):
+        self.job, self.folder, self.n = job, folder, job.recipe.train.watch
+        self.tools: Any = None
+        if job.suite and self.n:
+            reference = suites.read_reference(job.suite.reference)
+            asked = [i for i in job.retained if i is not None]
+            names = [job.teacher.labels[i] for i in asked]
+            rows = np.isin(reference.labels, [reference.names.index(n) for n in names])
+            self.tools = (
+                load_judge(job.suite.judge, str(device)),
+                features.load(job.suite.features, str(device)),
+                reference.features[rows],
+            )
+
+    def look(self, average: nn.Module, nimg: int, seconds: float) -> None:
+        """Draw from the average, judge, write one line and one sheet."""
+        job = self.job
+        generate = sample.student_sampler(average, _card(job))
+        everything = list(range(len(job.teacher.labels)))
+        seeds = np.arange(8)
+        pictures = np.concatenate([generate([label] * 8, seeds) for label in everything])
+        picture = images.sheet(pictures, columns=8, scale=max(1, 48 // pictures.shape[1]))
+        for path in (f"samples/{nimg:09d}.png", "samples.png"):
+            content.write_atomic(self.folder / path, images.png_bytes(picture))
+        if self.tools is None:
+            return
+        judge, extract, real = self.tools
+        line: dict[str, Any] = {"nimg": nimg, "seconds": round(seconds, 1), "direct": {}}
+        for concept in job.concepts:
+            drawn = generate([concept.label] * self.n, np.arange(self.n))
+            line["direct"][concept.name] = float(judge.called(drawn)[:, concept.label].mean())
+        asked = [i for i in job.retained if i is not None]
+        labels = [asked[i % len(asked)] for i in range(2 * self.n)]
+        drawn = generate(labels, np.arange(len(labels)))
+        line["agreement"] = float(judge.called(drawn)[np.arange(len(labels)), labels].mean())
+        line["fid"] = metrics.fid(extract(drawn), real)
+        line["n"] = self.n
+        log = self.folder / "curves.jsonl"
+        old = log.read_text().splitlines() if log.exists() else []
+        kept = [text for text in old if json.loads(text)["nimg"] < nimg]
+        content.write_atomic(log, "".join(f"{t}\n" for t in [*kept, json.dumps(line)]))
+
+
+# --- the whole -----------------------------------------------------------------------------------
+
+
+def run_job(
+    job: Job, folder: Path, *, device: torch.device, force: bool, say: Say, progress: Progress
+) -> dict[str, Any] | None:
+    """Train, then audit: audit.json's content, or None where there is nothing to judge by.
+
+    What is finished is not done again.
+    """
+    file = folder / "audit.json"
+    train_job(job, folder, device=device, force=force, say=say, progress=progress)
+    if state.world()[0]:
+        return None
+    if job.suite is None:
+        say("no claims to judge: the recipe names no audit suite")
+        return None
+    subject = of_student(folder, str(device))
+    if file.is_file():
+        done = checkpoints.read_json(file)
+        same_suite = done["suite"]["sha256"] == suites.sha256(job.suite)
+        if done["subject"]["sha256"] == subject.sha256 and same_suite:
+            say(f"{folder}: finished already; --force starts over")
+            return done
+    return audit_subject(subject, job.suite, job.teacher, folder, device=device, progress=progress)
+
+
+def code_of(audit: Mapping[str, Any] | None) -> int:
+    """The exit code of an audit: 0 every claim PASS, 3 a FAIL, 4 INCONCLUSIVE or nothing judged."""
+    return CODES[audit["verdict"] if audit else "INCONCLUSIVE"]
+
+
+def audit_subject(
+    subject: Subject,
+    suite: suites.Suite,
+    teacher: Teacher,
+    folder: Path,
+    *,
+    device: torch.device,
+    progress: Progress,
+    controls: Sequence[dict[str, Any]] = (),
+) -> dict[str, Any]:
+    """`eval.audit`, with the teacher as it is for sampling: in float32."""
+    teachers.set_precision(teacher.denoiser, "fp32")
+    return audit(
+        subject, suite, teacher, folder, device=str(device), controls=controls, progress=progress
+    )
+
+
+__all__ = ["CODES", "Job", "audit_subject", "device_of", "folder_of", "lineage",
+           "prepare", "run_job", "train_job"]  # fmt: skip

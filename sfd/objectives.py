@@ -1,0 +1,211 @@
+"""Distillation objectives: pure per-sample losses, and the phases that use them.
+
+Nothing here knows of forgetting: an objective sees `student`, `target` and `fake`, each a
+callable `(x, sigma) -> x0` that has its rows' conditions inside.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from sfd import schedules
+
+Denoise = Callable[[Tensor, Tensor], Tensor]
+Logs = dict[str, Tensor]
+"""Per-sample numbers to average; NaN where a row does not take part."""
+
+BANDS = (0.0, 0.1, 0.5, 2.0, 8.0, float("inf"))
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Random numbers of a batch's rows, by purpose: each depends on its image's number alone."""
+
+    normal: Callable[[str], Tensor]
+    """`[B, C, H, W]` standard normal."""
+    uniform: Callable[[str], Tensor]
+    """`[B]` in (0, 1), float64."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One kind of update.
+
+    `loss` returns per-sample losses `[B]` and Logs; it is called with those of `student`,
+    `target`, `fake`, `draw` and `memo` that its signature names. `memo` is a dictionary that the
+    phases of one iteration share. Only the networks in `learns` have parameters that take a
+    gradient. `weight` says which of the batch's weights multiplies the losses.
+    """
+
+    name: str
+    learns: tuple[str, ...]
+    loss: Callable[..., tuple[Tensor, Logs]]
+    weight: Literal["student", "fake"]
+    every: int = 1
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A row of TABLE: `phases(sigma_init=..., **options)` and whom to cite."""
+
+    phases: Callable[..., tuple[Phase, ...]]
+    citation: str
+
+
+# --- formulas: tensors in, per-sample losses [B] out, float32 ------------------------------------
+
+
+def dsm_loss(
+    x0_hat: Tensor, x0: Tensor, sigma: Tensor, *, kind: str = "edm", sigma_data: float = 0.5
+) -> Tensor:
+    """Denoising score matching, `[B]`: lambda(sigma) |x0_hat - x0|^2, summed over C, H, W.
+
+    `kind` "edm": lambda = (sigma^2 + sigma_data^2) / (sigma sigma_data)^2, arXiv 2206.00364,
+    table 1. "eps": lambda = 1 / sigma^2, the plain error of the noise, arXiv 2006.11239.
+    """
+    assert kind in ("edm", "eps")
+    weight = (
+        sigma**-2.0 if kind == "eps" else (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
+    )
+    return weight * (x0_hat.float() - x0.float()).square().flatten(1).sum(1)
+
+
+def sid_loss(x_g: Tensor, target_x0: Tensor, fake_x0: Tensor, *, alpha: float) -> Tensor:
+    """Score identity distillation, `[B]`: w <delta, (D_phi - x_g) - alpha delta>.
+
+    delta = D_phi - D_psi (`target_x0 - fake_x0`), w = 1 / mean|x_g - D_phi| of the row, without
+    gradient; sum over C, H, W. arXiv 2404.04057, eq. 23.
+    """
+    x_g, target_x0, fake_x0 = x_g.float(), target_x0.float(), fake_x0.float()
+    delta = target_x0 - fake_x0
+    inner = (delta * (target_x0 - x_g - alpha * delta)).flatten(1).sum(1)
+    return normaliser(x_g, target_x0) * inner
+
+
+def normaliser(x_g: Tensor, target_x0: Tensor) -> Tensor:
+    """1 / max(mean_CHW |x_g - D_phi|, 1e-5), `[B]`, without gradient. arXiv 2404.04057, eq. 24."""
+    return 1 / (x_g - target_x0).detach().float().abs().flatten(1).mean(1).clamp(min=1e-5)
+
+
+def matching_loss(x_g: Tensor, target_x0: Tensor, fake_x0: Tensor) -> Tensor:
+    """`[B]`, with gradient -delta on x_g and none through the networks.
+
+    Diff-Instruct, arXiv 2305.18455, eq. 3.4, with the weight sigma^2.
+    """
+    delta = (target_x0 - fake_x0).detach().float()
+    return -(delta * x_g.float()).flatten(1).sum(1)
+
+
+def by_band(name: str, values: Tensor, sigma: Tensor) -> Logs:
+    """`values [B]` once per band of sigma, NaN outside the band."""
+    logs = {}
+    for low, high in zip(BANDS, BANDS[1:], strict=False):
+        inside = (sigma >= low) & (sigma < high)
+        logs[f"{name}_sigma_{low:g}_{high:g}"] = torch.where(inside, values, torch.nan)
+    return logs
+
+
+# --- phases --------------------------------------------------------------------------------------
+
+
+def _noised(x0: Tensor, sigma: Tensor, draw: Draw) -> Tensor:
+    return x0 + sigma.reshape(-1, *[1] * (x0.ndim - 1)) * draw.normal("noise")
+
+
+def _generate(student: Denoise, draw: Draw, sigma_init: float) -> Tensor:
+    z = draw.normal("z")
+    return student(sigma_init * z, z.new_full((len(z),), sigma_init))
+
+
+def _fake_phase(*, sigma_init: float, sigma: Mapping[str, Any], kind: str, reuse: bool) -> Phase:
+    """Denoising score matching of the fake score on the student's samples."""
+    sample_sigma = schedules.sampler(**sigma)
+
+    def loss(student: Denoise, fake: Denoise, draw: Draw, memo: dict[str, Tensor]):
+        x_g = memo.pop("x_g", None) if reuse else None
+        if x_g is None:
+            with torch.no_grad():
+                x_g = _generate(student, draw, sigma_init)
+        s = sample_sigma(draw.uniform("sigma"))
+        losses = dsm_loss(fake(_noised(x_g, s, draw), s), x_g, s, kind=kind)
+        per_value = losses.detach() / x_g[0].numel()
+        return losses, by_band("loss_fake", per_value, s)
+
+    return Phase("fake", ("fake",), loss, "fake")
+
+
+def sid(
+    *,
+    sigma_init: float,
+    alpha: float = 1.2,
+    through_networks: bool = True,
+    sigma_student: Mapping[str, Any] = {"name": "karras"},
+    sigma_fake: Mapping[str, Any] = {"name": "log-normal"},
+    fake_loss: Literal["edm", "eps"] = "edm",
+    reuse: bool = True,
+) -> tuple[Phase, ...]:
+    """Score identity distillation (arXiv 2404.04057).
+
+    `alpha` weighs the squared score difference. `through_networks` false stops the gradient at
+    both networks' outputs, which leaves DMD's gradient. `reuse` trains the fake score on the very
+    samples of the student's update, which saves one evaluation in eleven.
+    """
+    sample_sigma = schedules.sampler(**sigma_student)
+
+    def loss(student: Denoise, target: Denoise, fake: Denoise, draw: Draw, memo: dict[str, Tensor]):
+        x_g = _generate(student, draw, sigma_init)
+        memo["x_g"] = x_g.detach()
+        s = sample_sigma(draw.uniform("sigma"))
+        with torch.set_grad_enabled(through_networks):
+            x_t = _noised(x_g, s, draw)
+            fake_x0, target_x0 = fake(x_t, s), target(x_t, s)
+        return sid_loss(x_g, target_x0, fake_x0, alpha=alpha), _student_logs(target_x0, fake_x0)
+
+    student = Phase("student", ("student",), loss, "student")
+    fake = _fake_phase(sigma_init=sigma_init, sigma=sigma_fake, kind=fake_loss, reuse=reuse)
+    return (student, fake)
+
+
+def diff_instruct(
+    *,
+    sigma_init: float,
+    normalise: bool = False,
+    sigma_student: Mapping[str, Any] = {"name": "log-normal"},
+    sigma_fake: Mapping[str, Any] = {"name": "log-normal"},
+    fake_loss: Literal["edm", "eps"] = "edm",
+    reuse: bool = True,
+) -> tuple[Phase, ...]:
+    """Diff-Instruct (arXiv 2305.18455): the score difference alone moves the sample.
+
+    `normalise` divides a row's gradient by mean|x_g - D_phi| (DMD, arXiv 2311.18828, eq. 8).
+    """
+    sample_sigma = schedules.sampler(**sigma_student)
+
+    def loss(student: Denoise, target: Denoise, fake: Denoise, draw: Draw, memo: dict[str, Tensor]):
+        x_g = _generate(student, draw, sigma_init)
+        memo["x_g"] = x_g.detach()
+        s = sample_sigma(draw.uniform("sigma"))
+        with torch.no_grad():
+            x_t = _noised(x_g, s, draw)
+            fake_x0, target_x0 = fake(x_t, s), target(x_t, s)
+        losses = matching_loss(x_g, target_x0, fake_x0)
+        if normalise:
+            losses = losses * normaliser(x_g, target_x0)
+        return losses, _student_logs(target_x0, fake_x0)
+
+    student = Phase("student", ("student",), loss, "student")
+    fake = _fake_phase(sigma_init=sigma_init, sigma=sigma_fake, kind=fake_loss, reuse=reuse)
+    return (student, fake)
+
+
+def _student_logs(target_x0: Tensor, fake_x0: Tensor) -> Logs:
+    return {"delta": (target_x0 - fake_x0).detach().float().abs().flatten(1).mean(1)}
+
+
+TABLE: dict[str, Objective] = {
+    "sid": Objective(sid, "Zhou et al., Score identity Distillation, arXiv 2404.04057"),
+    "diff-instruct": Objective(diff_instruct, "Luo et al., Diff-Instruct, arXiv 2305.18455"),
+}

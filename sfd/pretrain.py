@@ -1,0 +1,232 @@
+"""Train a class-conditional EDM teacher from labelled images (arXiv 2206.00364)."""
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from sfd import (
+    checkpoints,
+    configs,
+    content,
+    images,
+    noise,
+    objectives,
+    provenance,
+    sample,
+    schedules,
+    state,
+    teachers,
+)
+from sfd.configs import TeacherRecipe
+from sfd.teachers import from_uint8, one_hot, to_uint8
+
+
+def pretrain(
+    denoiser: nn.Module,
+    data: np.ndarray,
+    labels: np.ndarray,
+    *,
+    classes: int,
+    folder: Path,
+    identity: Mapping[str, Any],
+    total: int,
+    batch: int,
+    lr: float,
+    warmup: int = 0,
+    decay_from: float = 1.0,
+    ema_images: float,
+    label_dropout: float,
+    flip: bool = False,
+    sigma: Mapping[str, Any],
+    seed: int,
+    clip: float = 1.0,
+    tick: int = 5_000,
+    checkpoint: int = 50_000,
+    on_tick: Callable[[dict[str, float]], None] | None = None,
+    snapshots: Sequence[int] = (),
+    on_snapshot: Callable[[nn.Module, int, float], None] | None = None,
+    device: torch.device,
+) -> nn.Module:
+    """The EMA of a denoiser trained on `data` uint8 `[N, H, W, C]` with `labels [N]`.
+
+    `total`, `warmup` and `ema_images` (a half-life) are counted in images. A share `label_dropout`
+    of the images trains the null condition. Image number n of the run draws its data row, flip,
+    label dropout, sigma and noise from `(seed, n)` alone. Resumes from `folder`.
+    """
+    net = denoiser.to(device).train()
+    average = state.frozen_copy(net)
+    optimizer = torch.optim.Adam(net.parameters(), lr=lr)
+    run = state.Run({"net": net, "ema": average}, {"net": optimizer})
+    state.restore(run, folder / "state", identity)
+    sample_sigma = schedules.sampler(**sigma)
+
+    def step(nimg: int) -> state.Stats:
+        rows = state.own_rows(nimg, batch)
+        torch.manual_seed(seed + rows.start)  # dropout
+        numbers = np.arange(rows.start, rows.stop)
+        index = data_order(len(data), numbers, seed)
+        u = {k: noise.uniform((seed, "pretrain", k), numbers) for k in ("flip", "drop", "sigma")}
+        chosen = data[index]
+        if flip:
+            chosen = np.where((u["flip"] < 0.5)[:, None, None, None], chosen[:, :, ::-1], chosen)
+        dropped = u["drop"] < label_dropout
+        cond = one_hot(
+            [None if drop else int(labels[i]) for i, drop in zip(index, dropped, strict=True)],
+            classes,
+            device,
+        )
+        x0 = from_uint8(np.ascontiguousarray(chosen)).to(device)
+        s = sample_sigma(torch.from_numpy(u["sigma"])).to(device)
+        eps = noise.normal((seed, "pretrain", "noise"), numbers, tuple(x0.shape[1:]))
+        x = x0 + s.reshape(-1, 1, 1, 1) * torch.from_numpy(eps).to(device)
+        loss = objectives.dsm_loss(net(x, s, cond), x0, s) / x0[0].numel()
+        optimizer.param_groups[0]["lr"] = lr * state.learning_rate(
+            nimg, total, warmup=warmup, decay_from=decay_from
+        )
+        optimizer.zero_grad(set_to_none=True)
+        (loss.sum() / batch).backward()
+        state.add_gradients(net.parameters())
+        norm = nn.utils.clip_grad_norm_(net.parameters(), clip)
+        if torch.isfinite(norm):
+            optimizer.step()
+            state.update_ema(average, net, images=batch, seen=nimg + batch, half_life=ema_images)
+        return {"loss": (float(loss.detach().sum()), len(rows)), "grad_norm": (float(norm), 1)}
+
+    state.loop(
+        run,
+        step=step,
+        total=total,
+        batch=batch,
+        folder=folder,
+        identity=identity,
+        tick=tick,
+        checkpoint=checkpoint,
+        snapshots=snapshots,
+        on_snapshot=(lambda n, s: on_snapshot(average, n, s)) if on_snapshot else None,
+        on_tick=on_tick,
+        device=device,
+    )
+    return average
+
+
+def run(
+    recipe: TeacherRecipe,
+    folder: Path,
+    *,
+    device: torch.device,
+    force: bool,
+    progress: Callable[[str, int, int], None],
+) -> Path:
+    """Train a recipe's teacher into `folder`; the file it is in. Resumes; done if it is there.
+
+    Raises ValueError on data that do not fit the recipe.
+    """
+    file, sha = folder / f"{recipe.name}.safetensors", configs.sha256(recipe)
+    if force and folder.exists():
+        shutil.rmtree(folder)
+    if file.is_file():
+        _, meta = checkpoints.read_tensors(file)
+        if checkpoints.read_card(meta, str(file))["provenance"]["recipe_sha256"] != sha:
+            raise ValueError(f"{file}: is of another recipe; give out=FOLDER, or --force")
+        return file
+    data, labels, _ = images.read_labelled(recipe.data)
+    if labels.max() >= len(recipe.labels):
+        raise ValueError(
+            f"{recipe.data}: has label {labels.max()}, the recipe names {len(recipe.labels)} labels"
+        )
+    keep = ~np.isin(labels, recipe.exclude)
+    data, labels = data[keep], labels[keep]
+    numbers = recipe.train
+    torch.manual_seed(numbers.seed)
+    denoiser = teachers.build_denoiser(recipe.network.spec())
+    teachers.set_precision(denoiser, numbers.precision)
+    shape = (data.shape[3], data.shape[1], data.shape[2])
+    _check_fit(denoiser, shape, recipe)
+
+    def sheet(average: nn.Module, nimg: int, seconds: float) -> None:
+        columns, seeds = 8, np.arange(8 * len(recipe.labels))
+        z = sample.initial_noise(seeds, shape, device)
+        raw = np.repeat(np.arange(len(recipe.labels)), columns).tolist()
+        cond = one_hot(raw, len(recipe.labels), device, recipe.exclude)
+        x0 = sample.heun(average, z, cond, steps=18, sigma_min=0.002, sigma_max=80.0)
+        grid = images.sheet(to_uint8(x0), columns, scale=max(1, 48 // shape[1]))
+        content.write_atomic(folder / f"samples/{nimg:09d}.png", images.png_bytes(grid))
+
+    steps = range(numbers.sheets, numbers.images + 1, numbers.sheets)
+    average = pretrain(
+        denoiser,
+        data,
+        labels,
+        classes=len(recipe.labels),
+        folder=folder,
+        identity={"recipe": sha},
+        total=numbers.images,
+        batch=numbers.batch,
+        lr=numbers.lr,
+        warmup=numbers.warmup,
+        decay_from=numbers.decay_from,
+        ema_images=numbers.ema_images,
+        label_dropout=numbers.label_dropout,
+        flip=numbers.flip,
+        sigma=numbers.sigma.model_dump(),
+        seed=numbers.seed,
+        checkpoint=numbers.checkpoint,
+        snapshots=[*steps, numbers.images],
+        on_snapshot=sheet,
+        on_tick=lambda line: progress("pretrain", int(line["nimg"]), numbers.images),
+        device=device,
+    )
+    card = {
+        "schema": "sfd/model/1",
+        "role": "teacher",
+        "name": recipe.name,
+        "spec": recipe.network.spec(),
+        "shape": list(shape),
+        "labels": recipe.labels,
+        "without": recipe.exclude,
+        "sigma_range": [0.002, 80.0],
+        "sigma_init": 2.5,
+        "provenance": {
+            **provenance.collect(str(device)),
+            "recipe_sha256": sha,
+            "data": Path(recipe.data).name,
+            "data_rows": len(data),
+            "images": numbers.images,
+        },
+    }
+    checkpoints.write_model(file, average, card, half=True)
+    return file
+
+
+def _check_fit(denoiser: nn.Module, shape: tuple[int, int, int], recipe: TeacherRecipe) -> None:
+    """Raises ValueError, before any training, if the network is not for images of this shape."""
+    network = recipe.network
+    side = network.options.get("img_resolution")
+    if side is not None and {side * network.patch} != set(shape[1:]):
+        raise ValueError(
+            f"{recipe.name}: the network takes {side * network.patch} x {side * network.patch}"
+            f" images (img_resolution times patch), the data are {shape[1]} x {shape[2]}"
+        )
+    x, cond = torch.zeros(1, *shape), torch.zeros(1, len(recipe.labels))
+    try:
+        with torch.no_grad():
+            denoiser(x, torch.ones(1), cond)
+    except RuntimeError as error:
+        first = str(error).splitlines()[0]
+        raise ValueError(f"{recipe.name}: the network does not fit the data: {first}") from None
+
+
+def data_order(size: int, numbers: np.ndarray, seed: int) -> np.ndarray:
+    """Data row of each image number: every epoch is a permutation drawn from (seed, epoch)."""
+    epochs, places = np.divmod(numbers, size)
+    order = np.empty(len(numbers), np.int64)
+    for epoch in np.unique(epochs):
+        ranks = np.argsort(noise.uniform((seed, "pretrain", "order", int(epoch)), np.arange(size)))
+        mine = epochs == epoch
+        order[mine] = ranks[places[mine]]
+    return order

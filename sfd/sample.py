@@ -1,0 +1,140 @@
+"""Sampling: one step of a student, or a teacher's probability-flow ODE."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sfd import content, noise, schedules, teachers
+from sfd.teachers import Raw, Teacher, one_hot, to_uint8
+
+Generate = Callable[[Raw, np.ndarray], np.ndarray]
+"""(conditions, seeds `[N]`) -> uint8 images `[N, H, W, C]`."""
+
+
+def initial_noise(seeds: np.ndarray, shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """The z of each seed, float32 `[N, *shape]`: the same whatever the batch or the model."""
+    return torch.from_numpy(noise.normal(("sample", "z"), np.asarray(seeds), shape)).to(device)
+
+
+@torch.no_grad()
+def one_step(student: nn.Module, z: Tensor, cond: Tensor, sigma_init: float) -> Tensor:
+    """x_g = student(sigma_init z, sigma_init, cond), `[B, C, H, W]`. arXiv 2404.04057, eq. 7."""
+    return student(sigma_init * z, z.new_full((len(z),), sigma_init), cond)
+
+
+@torch.no_grad()
+def heun(
+    denoiser: nn.Module,
+    z: Tensor,
+    cond: Tensor,
+    *,
+    steps: int,
+    sigma_min: float,
+    sigma_max: float,
+    rho: float = 7.0,
+) -> Tensor:
+    """EDM's deterministic sampler: `2 steps - 1` evaluations. arXiv 2206.00364, algorithm 1."""
+    t = torch.linspace(0, 1, steps, dtype=torch.float64)
+    sigmas = [*schedules.karras_sigma(t, sigma_min, sigma_max, rho).tolist(), 0.0]
+    x = sigma_max * z
+
+    def slope(x: Tensor, sigma: float) -> Tensor:
+        return (x - denoiser(x, x.new_full((len(x),), sigma), cond)) / sigma
+
+    for now, after in zip(sigmas, sigmas[1:], strict=False):
+        d = slope(x, now)
+        euler = x + (after - now) * d
+        x = x + (after - now) * 0.5 * (d + slope(euler, after)) if after > 0 else euler
+    return x
+
+
+def _batched(
+    draw: Callable[[Raw, Tensor], Tensor], shape: tuple[int, ...], device: torch.device, batch: int
+) -> Generate:
+    def generate(raw: Raw, seeds: np.ndarray) -> np.ndarray:
+        seeds = np.asarray(seeds, np.int64)
+        if len(raw) != len(seeds):
+            raise ValueError(f"{len(raw)} conditions for {len(seeds)} seeds: give one each")
+        if len(seeds) and seeds.min() < 0:
+            raise ValueError("seeds must not be negative")
+        parts = [
+            to_uint8(draw(raw[i : i + batch], initial_noise(seeds[i : i + batch], shape, device)))
+            for i in range(0, len(seeds), batch)
+        ]
+        empty = np.zeros((0, *shape[1:], shape[0]), np.uint8)
+        return np.concatenate(parts) if parts else empty
+
+    return generate
+
+
+def teacher_sampler(teacher: Teacher, *, steps: int = 18, batch: int = 250) -> Generate:
+    """A teacher's own samples by `heun`."""
+    device = next(teacher.denoiser.parameters(), torch.zeros(())).device
+    low, high = teacher.sigma_range
+
+    def draw(raw: Raw, z: Tensor) -> Tensor:
+        cond = teacher.encode(raw)
+        return heun(teacher.denoiser, z, cond, steps=steps, sigma_min=low, sigma_max=high)
+
+    return _batched(draw, teacher.shape, device, batch)
+
+
+@dataclass(frozen=True)
+class Student:
+    """A released one-step generator.
+
+    `sample(labels, seeds)` draws uint8 images `[N, H, W, C]`: one label (an index, or None for no
+    class in particular) and one non-negative seed each. `card` is the file's metadata.
+    """
+
+    denoiser: nn.Module
+    card: dict[str, Any]
+    sha256: str
+    sample: Generate
+
+    @property
+    def labels(self) -> list[str]:
+        """Names of the classes, forgotten ones included."""
+        return self.card["labels"]
+
+
+def student_sampler(denoiser: nn.Module, card: dict[str, Any], *, batch: int = 250) -> Generate:
+    """One-step samples of a denoiser under a model file's card."""
+    device = next(denoiser.parameters()).device
+
+    def draw(raw: Raw, z: Tensor) -> Tensor:
+        cond = one_hot(raw, len(card["labels"]), device, card["without"])
+        return one_step(denoiser, z, cond, card["sigma_init"])
+
+    return _batched(draw, tuple(card["shape"]), device, batch)
+
+
+def load(path: str | Path, device: str = "cpu", batch: int = 250) -> Student:
+    """A student from its file or its run folder. Raises ValueError if it is not one."""
+    path = Path(path)
+    if path.is_dir():
+        path = path / "student.safetensors"
+    denoiser, card = teachers.read_file(path)
+    if card.get("role") != "student":
+        raise ValueError(f"{path}: holds a {card.get('role')}, not a student")
+    denoiser = denoiser.to(device)
+    return Student(
+        denoiser, card, content.sha256(path), student_sampler(denoiser, card, batch=batch)
+    )
+
+
+__all__ = [
+    "Generate",
+    "Student",
+    "heun",
+    "initial_noise",
+    "load",
+    "one_step",
+    "student_sampler",
+    "teacher_sampler",
+]

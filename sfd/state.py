@@ -1,0 +1,293 @@
+"""A training run's progress: the loop, its checkpoints, signals, statistics and processes."""
+
+import copy
+import json
+import math
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from sfd import checkpoints, content
+
+Stats = dict[str, tuple[float, float]]
+"""Name to (sum, count): adds up over steps and processes."""
+
+
+class Stopped(RuntimeError):
+    """A run ended in the middle and can be resumed. `code` is the process's exit code."""
+
+    def __init__(self, message: str, code: int):
+        super().__init__(message)
+        self.code = code
+
+
+# --- processes -----------------------------------------------------------------------------------
+
+
+def world() -> tuple[int, int]:
+    """(rank, number of processes)."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def own_rows(start: int, count: int) -> range:
+    """This process's share of the image numbers start to start + count: one contiguous run.
+
+    Raises ValueError if the processes cannot share the count equally.
+    """
+    rank, size = world()
+    if count % size:
+        raise ValueError(f"a batch of {count} cannot be split over {size} processes")
+    share = count // size
+    return range(start + rank * share, start + (rank + 1) * share)
+
+
+def add_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Add every parameter's gradient over all processes (losses are already divided by B)."""
+    if world()[1] == 1:
+        return
+    grads = [p.grad for p in parameters if p.grad is not None]
+    flat = torch.cat([g.flatten() for g in grads])
+    dist.all_reduce(flat)
+    for grad, part in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
+        grad.copy_(part.reshape(grad.shape))
+
+
+def add_stats(stats: Stats, device: torch.device) -> Stats:
+    """Statistics added over all processes."""
+    if world()[1] == 1:
+        return stats
+    flat = torch.tensor([list(pair) for pair in stats.values()], dtype=torch.float64, device=device)
+    dist.all_reduce(flat)
+    return dict(zip(stats, ((a, b) for a, b in flat.tolist()), strict=True))
+
+
+# --- averages and schedules ----------------------------------------------------------------------
+
+
+def frozen_copy(module: nn.Module) -> nn.Module:
+    """A copy whose parameters do not learn, in evaluation mode."""
+    return copy.deepcopy(module).eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def update_ema(
+    average: nn.Module, module: nn.Module, *, images: int, seen: int, half_life: float
+) -> None:
+    """Move `average` towards `module` by `images` images of a half-life counted in images.
+
+    Early on the half-life is at most a twentieth of the images seen, so that the start is
+    forgotten. Half-life 0 copies. Karras et al., arXiv 2206.00364, appendix F.3.
+    """
+    half = min(half_life, seen * 0.05)
+    keep = 0.5 ** (images / half) if half > 0 else 0.0
+    for target, source in zip(average.parameters(), module.parameters(), strict=True):
+        target.lerp_(source, 1 - keep)
+    for target, source in zip(average.buffers(), module.buffers(), strict=True):
+        target.copy_(source)
+
+
+def learning_rate(nimg: int, total: int, *, warmup: int, decay_from: float) -> float:
+    """Factor in [0, 1]: linear up over `warmup` images, linear to 0 from `decay_from * total`."""
+    up = min(1.0, (nimg + 1) / warmup) if warmup else 1.0
+    left = (total - nimg) / (total * (1 - decay_from)) if decay_from < 1 else 1.0
+    return up * min(1.0, max(0.0, left))
+
+
+def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
+    """Euclidean norm over all gradients."""
+    norms = [p.grad.norm() for p in parameters if p.grad is not None]
+    return torch.stack(norms).norm() if norms else torch.zeros(())
+
+
+# --- the loop ------------------------------------------------------------------------------------
+
+
+@dataclass
+class Run:
+    """What a training run holds between steps; all of it is in a checkpoint."""
+
+    modules: dict[str, nn.Module]
+    optimizers: dict[str, torch.optim.Optimizer]
+    nimg: int = 0
+    seconds: float = 0.0
+    """Time spent in steps: evaluation and input are not counted."""
+    sums: Stats = field(default_factory=dict)
+
+
+def save(run: Run, folder: Path, identity: Mapping[str, Any]) -> None:
+    """Write `folder/state.safetensors` atomically: modules, optimizers, progress."""
+    tensors = {
+        f"{name}.{key}": value
+        for name, module in run.modules.items()
+        for key, value in module.state_dict().items()
+    }
+    for name, optimizer in run.optimizers.items():
+        for index, entry in optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer:{name}.{index}.{k}": v for k, v in entry.items()}
+    progress = {"nimg": run.nimg, "seconds": run.seconds, "sums": run.sums}
+    meta = {"progress": json.dumps(progress), "identity": json.dumps(identity, sort_keys=True)}
+    checkpoints.write_tensors(folder / "state.safetensors", tensors, meta)
+
+
+def restore(run: Run, folder: Path, identity: Mapping[str, Any]) -> bool:
+    """Read what `save` wrote into `run`; False if there is none.
+
+    Raises ValueError if it belongs to another recipe or does not fit.
+    """
+    path = folder / "state.safetensors"
+    if not path.exists():
+        return False
+    tensors, meta = checkpoints.read_tensors(path)
+    if json.loads(meta.get("identity", "null")) != json.loads(json.dumps(identity)):
+        raise ValueError(
+            f"{folder.parent}: holds the state of another recipe; give this run another folder"
+            " (out=FOLDER), or start over with --force"
+        )
+    for name, module in run.modules.items():
+        part = {
+            k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(name + ".")
+        }
+        checkpoints.load_strictly(module, part, f"{path} ({name})")
+    for name, optimizer in run.optimizers.items():
+        state: dict[int, dict[str, Tensor]] = {}
+        prefix = f"optimizer:{name}."
+        for key, value in tensors.items():
+            if key.startswith(prefix):
+                index, entry = key.removeprefix(prefix).split(".")
+                state.setdefault(int(index), {})[entry] = value
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+    progress = json.loads(meta["progress"])
+    run.nimg, run.seconds = progress["nimg"], progress["seconds"]
+    run.sums = {k: tuple(v) for k, v in progress["sums"].items()}
+    return True
+
+
+@contextmanager
+def signals() -> Iterator[list[int]]:
+    """Collects SIGINT and SIGTERM instead of dying of them; a second SIGINT is not held back."""
+    caught: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if caught and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        caught.append(number)
+
+    previous = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield caught
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def loop(
+    run: Run,
+    *,
+    step: Callable[[int], Stats],
+    total: int,
+    batch: int,
+    folder: Path,
+    identity: Mapping[str, Any],
+    tick: int,
+    checkpoint: int,
+    snapshots: Sequence[int] = (),
+    on_snapshot: Callable[[int, float], None] | None = None,
+    on_tick: Callable[[dict[str, float]], None] | None = None,
+    device: torch.device,
+) -> None:
+    """Run `step(nimg)` from `run.nimg` to `total` images, `batch` at a time.
+
+    Every `tick` images the means of the statistics go to `folder/stats.jsonl`; every `checkpoint`
+    images, and on a signal, the state goes to `folder/state/`. At each of `snapshots` (in images)
+    `on_snapshot(nimg, seconds of training)` is called.
+
+    Raises Stopped: 5 on a value that is not finite (the last checkpoint stays), 130 and 143 on
+    SIGINT and SIGTERM (the state is saved).
+    """
+    log, state = folder / "stats.jsonl", folder / "state"
+    chief = world()[0] == 0
+    if chief:
+        _truncate(log, run.nimg)
+
+    def crossed(every: int) -> bool:
+        return run.nimg // every != (run.nimg - batch) // every
+
+    with signals() as caught:
+        while run.nimg < total:
+            started = time.perf_counter()
+            stats = add_stats(step(run.nimg), device)
+            bad = [name for name, (value, _) in stats.items() if not math.isfinite(value)]
+            if bad:
+                kept = (
+                    "its last checkpoint is kept"
+                    if (state / "state.safetensors").exists()
+                    else "nothing was saved yet"
+                )
+                raise Stopped(
+                    f"{', '.join(bad)} is not finite at image {run.nimg} (step"
+                    f" {run.nimg // batch}); {kept}; lower the learning rate",
+                    5,
+                )
+            run.seconds += time.perf_counter() - started
+            run.nimg += batch
+            for name, (value, count) in stats.items():
+                before = run.sums.get(name, (0.0, 0.0))
+                run.sums[name] = (before[0] + value, before[1] + count)
+            done = run.nimg >= total
+            if crossed(tick) or done:
+                line = {"nimg": run.nimg, "seconds": round(run.seconds, 3)}
+                line |= {k: v / n for k, (v, n) in sorted(run.sums.items()) if n}
+                run.sums = {}
+                if chief:
+                    with log.open("a") as file:
+                        file.write(json.dumps(line) + "\n")
+                if on_tick:
+                    on_tick(line)
+            due = any(run.nimg - batch < s <= run.nimg for s in snapshots)
+            if due and on_snapshot and chief:
+                on_snapshot(run.nimg, run.seconds)
+            stop = _agreed(caught, device)
+            if chief and (stop or done or crossed(checkpoint)):
+                save(run, state, identity)
+            if stop and not done:
+                name = signal.Signals(stop).name
+                raise Stopped(
+                    f"{name}: stopped at image {run.nimg} of {total}, state saved; the same"
+                    " command resumes",
+                    128 + stop,
+                )
+
+
+def _agreed(caught: list[int], device: torch.device) -> int:
+    """The signal that any process caught, or 0: all processes must stop at the same step."""
+    number = max(caught, default=0)
+    if world()[1] > 1:
+        shared = torch.tensor(number, device=device)
+        dist.all_reduce(shared, dist.ReduceOp.MAX)
+        number = int(shared)
+    return number
+
+
+def _truncate(log: Path, nimg: int) -> None:
+    """Drop lines written after the checkpoint that is resumed, and a torn last line."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    if not log.exists():
+        return
+    kept = [line for line in log.read_text().splitlines() if _nimg(line) <= nimg]
+    content.write_atomic(log, "".join(line + "\n" for line in kept))
+
+
+def _nimg(line: str) -> float:
+    try:
+        return json.loads(line)["nimg"]
+    except json.JSONDecodeError:
+        return math.inf

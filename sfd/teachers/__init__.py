@@ -1,0 +1,163 @@
+"""Teachers: pretrained diffusion models behind one denoiser contract (`contract.py`)."""
+
+import copy
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from sfd import checkpoints, content, plugins
+from sfd.teachers import diffusers_unet, mixture
+from sfd.teachers.contract import Raw, Teacher, from_uint8, one_hot, to_uint8
+from sfd.teachers.ddpm import DDPMDenoiser
+from sfd.teachers.diffusers_unet import DiffusersDenoiser
+from sfd.teachers.edm import EDMDenoiser
+
+__all__ = [
+    "DENOISERS",
+    "Raw",
+    "Teacher",
+    "build_denoiser",
+    "check",
+    "embedded",
+    "from_uint8",
+    "load",
+    "load_file",
+    "one_hot",
+    "read_file",
+    "set_precision",
+    "to_uint8",
+]
+
+DENOISERS: dict[str, type[nn.Module]] = {
+    "edm": EDMDenoiser,
+    "ddpm": DDPMDenoiser,
+    "diffusers-unet": DiffusersDenoiser,
+}
+"""Adapters that a released file can name, by `spec["kind"]`."""
+
+PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16}
+
+_WEIGHTS = Path(__file__).parent / "weights"
+
+
+def embedded() -> list[str]:
+    """Names of the teachers that the package carries, the analytic one included."""
+    return sorted([*(path.stem for path in _WEIGHTS.glob("*.safetensors")), "mixture"])
+
+
+def load(
+    *,
+    name: str | None = None,
+    file: str | None = None,
+    diffusers: str | None = None,
+    factory: str | None = None,
+    options: Mapping[str, Any] = {},
+    device: torch.device,
+) -> Teacher:
+    """A teacher from exactly one source.
+
+    `name` an embedded one, `file` one that `sfd pretrain` wrote, `diffusers` a folder with a
+    class-conditional UNet2DModel, `factory` the user's own `./mine.py:build`, called with `device`
+    and `options`. Raises ValueError, in one line, on anything missing or unfit.
+    """
+    if factory:
+        build = plugins.resolve({}, factory, "teachers")
+        teacher = _called(build, options, device, factory)
+        check(teacher, factory)
+        return teacher
+    if name == "mixture":
+        return _called(mixture.build, options, device, "mixture")
+    if diffusers:
+        return _called(
+            partial(diffusers_unet.load, Path(diffusers).expanduser()), options, device, diffusers
+        )
+    if options:
+        raise ValueError(f"teacher {name or file}: takes no options")
+    if file:
+        return load_file(Path(file).expanduser(), device)
+    assert name
+    if name not in embedded():
+        raise ValueError(f"no teacher called {name!r}{content.did_you_mean(name, embedded())}")
+    return load_file(_WEIGHTS / f"{name}.safetensors", device)
+
+
+def _called(build: Any, options: Mapping[str, Any], device: torch.device, where: str) -> Teacher:
+    try:
+        return build(device=device, **options)
+    except TypeError as error:
+        raise ValueError(f"teacher {where}: {error}") from None
+
+
+def check(teacher: Teacher, where: str) -> None:
+    """Contract check of a user's own teacher. Raises ValueError that says what is off."""
+    if not isinstance(teacher, Teacher):
+        raise ValueError(f"{where}: returned {type(teacher).__name__}, not sfd.Teacher")
+    x = torch.zeros(2, *teacher.shape)
+    cond = teacher.encode([0, len(teacher.labels) - 1])
+    x, sigma = x.to(cond.device).requires_grad_(), torch.tensor([0.5, 5.0], device=cond.device)
+    for role, denoiser in (("teacher", teacher.denoiser), ("student", teacher.make_student())):
+        x0 = denoiser(x, sigma, cond)
+        if x0.shape != x.shape or x0.dtype != torch.float32:
+            raise ValueError(
+                f"{where}: the {role}'s denoiser gives {x0.dtype} {list(x0.shape)}, the contract"
+                f" wants float32 {list(x.shape)}"
+            )
+        if not torch.isfinite(x0).all():
+            raise ValueError(f"{where}: the {role}'s denoiser gives values that are not finite")
+        if not torch.equal(x0, denoiser(x, sigma, cond)):
+            raise ValueError(f"{where}: the {role}'s denoiser is not deterministic (dropout on?)")
+        reaches = x0.requires_grad and torch.autograd.grad(x0.sum(), x, allow_unused=True)[0]
+        if not isinstance(reaches, torch.Tensor):
+            raise ValueError(f"{where}: no gradient flows through the {role}'s denoiser to x")
+
+
+def set_precision(denoiser: nn.Module, precision: str) -> None:
+    """Let a denoiser compute under autocast ("bf16") or not ("fp32"), if it can."""
+    if isinstance(denoiser, EDMDenoiser | DDPMDenoiser | DiffusersDenoiser):
+        denoiser.precision = PRECISIONS[precision]
+
+
+def build_denoiser(spec: Mapping[str, Any]) -> nn.Module:
+    """A denoiser of a spec's architecture with fresh weights. Raises ValueError if unknown."""
+    options = dict(spec)
+    kind = options.pop("kind", None)
+    build = plugins.resolve(DENOISERS, str(kind), "denoisers")
+    try:
+        return build(**options)
+    except TypeError as error:
+        raise ValueError(f"denoiser of kind {kind}: {error}") from None
+
+
+def read_file(path: Path) -> tuple[nn.Module, dict[str, Any]]:
+    """The denoiser and the card of a model file. Raises ValueError on any mismatch."""
+    tensors, meta = checkpoints.read_tensors(path)
+    card = checkpoints.read_card(meta, str(path))
+    denoiser = build_denoiser(card["spec"])
+    checkpoints.load_strictly(denoiser, tensors, str(path))
+    return denoiser.eval().requires_grad_(False), card
+
+
+def load_file(path: Path, device: torch.device) -> Teacher:
+    """A class-conditional teacher from a file that `sfd pretrain` wrote."""
+    denoiser, card = read_file(path)
+    if card.get("role") != "teacher":
+        raise ValueError(f"{path}: holds a {card.get('role')}, not a teacher")
+    denoiser = denoiser.to(device)
+    without = tuple(card["without"])
+    return Teacher(
+        name=card["name"],
+        denoiser=denoiser,
+        encode=partial(one_hot, classes=len(card["labels"]), device=device, null=without),
+        make_student=partial(copy.deepcopy, denoiser),
+        shape=tuple(card["shape"]),
+        labels=tuple(card["labels"]),
+        spec=card["spec"],
+        sha256=content.sha256(path),
+        sigma_range=tuple(card["sigma_range"]),
+        sigma_init=card["sigma_init"],
+        without=without,
+    )

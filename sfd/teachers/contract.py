@@ -1,0 +1,68 @@
+"""The contract between pretrained diffusion models and everything that uses them.
+
+Denoiser: `x0 = denoiser(x, sigma, cond)`, `x [B, C, H, W]` float32, `sigma [B] > 0`,
+`x = x0 + sigma * eps`; returns float32 of x's shape. Everything else (preconditioning, discrete
+times, VP scaling, latents, autocast) is the adapter's.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+Raw = Sequence[Any]
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """What training, sampling and the audit know of a pretrained model."""
+
+    name: str
+    denoiser: nn.Module
+    encode: Callable[[Raw], Tensor]
+    """Raw conditions (class indices, None for the null condition) to what the denoiser takes."""
+    make_student: Callable[[], nn.Module]
+    """A new trainable denoiser, started from this teacher."""
+    shape: tuple[int, int, int]
+    labels: tuple[str, ...]
+    spec: dict[str, Any]
+    """Plain data that rebuilds the student's architecture, for `teachers.build_denoiser`."""
+    sha256: str
+    sigma_range: tuple[float, float] = (0.002, 80.0)
+    sigma_init: float = 2.5
+    without: tuple[int, ...] = ()
+    """Labels this teacher was trained without; its `encode` maps them to the null condition."""
+
+    def decode(self, x0: Tensor) -> np.ndarray:
+        """x0 `[B, C, H, W]` in [-1, 1] to uint8 `[B, H, W, C]`."""
+        return to_uint8(x0)
+
+
+def to_uint8(x0: Tensor) -> np.ndarray:
+    """x0 `[B, C, H, W]` in [-1, 1] to uint8 `[B, H, W, C]`, rounded to the nearest grey level."""
+    scaled = ((x0.float() + 1) * 127.5).round().clamp(0, 255)
+    return scaled.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+
+
+def from_uint8(images: np.ndarray) -> Tensor:
+    """uint8 `[B, H, W, C]` to float32 `[B, C, H, W]` in [-1, 1]."""
+    return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def one_hot(raw: Raw, classes: int, device: torch.device, null: Sequence[int] = ()) -> Tensor:
+    """Class indices to one-hot rows `[B, classes]`; None, and the labels in `null`, to zeros.
+
+    A tuple of indices is the sum of its rows. Raises ValueError on an index that is no class.
+    """
+    rows = np.zeros((len(raw), classes), np.float32)
+    for row, entry in zip(rows, raw, strict=True):
+        for label in entry if isinstance(entry, tuple) else (entry,):
+            if label is None or label in null:
+                continue
+            if not 0 <= label < classes:
+                raise ValueError(f"label {label} is outside this model's 0 to {classes - 1}")
+            row[int(label)] += 1.0
+    return torch.from_numpy(rows).to(device)

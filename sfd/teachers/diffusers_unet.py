@@ -1,0 +1,128 @@
+"""Class-conditional `UNet2DModel` folders of diffusers, seen as a denoiser."""
+
+import copy
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sfd import checkpoints, content, schedules
+from sfd.teachers.contract import Teacher, one_hot
+from sfd.teachers.ddpm import DiscreteTimes, predicted_x0
+
+_WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+class DiffusersDenoiser(nn.Module):
+    """A `UNet2DModel` (under `model`) with a class embedding, at a DDPM's discrete times.
+
+    `config` is the network's, `prediction` "epsilon" or "v_prediction", `betas` name and options of
+    the chain. Row K of the class embedding is the null condition where there are K + 1 rows.
+    """
+
+    def __init__(
+        self, *, config: dict[str, Any], prediction: str, betas: dict[str, Any], classes: int
+    ):
+        super().__init__()
+        from diffusers import UNet2DModel  # pyright: ignore[reportPrivateImportUsage]
+
+        self.model: Any = UNet2DModel.from_config(config)
+        self.times = DiscreteTimes(_betas(**betas))
+        self.prediction, self.classes = prediction, classes
+        self.precision: torch.dtype | None = None
+
+    def forward(self, x: Tensor, sigma: Tensor, cond: Tensor) -> Tensor:
+        embedding = self.model.class_embedding
+        rows = torch.cat([cond, 1 - cond.sum(1, keepdim=True)], 1)[:, : len(embedding.weight)]
+
+        def predict(x_t: Tensor, t: Tensor) -> Tensor:
+            with torch.autocast(x.device.type, self.precision, enabled=self.precision is not None):
+                return self.model(x_t, t, class_labels=cond.argmax(1)).sample
+
+        # linear in the label, as every class-conditional denoiser here: the embedding's lookup is
+        # replaced by the product with the one-hot rows
+        handle = embedding.register_forward_hook(lambda *_: rows @ embedding.weight)
+        try:
+            return predicted_x0(predict, x, sigma, self.times(sigma), self.prediction)
+        finally:
+            handle.remove()
+
+
+def _betas(*, name: str, start: float, end: float, steps: int) -> Tensor:
+    if name == "linear":
+        return schedules.linear_betas(steps, start, end)
+    if name == "scaled_linear":
+        return torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64) ** 2
+    raise ValueError(f"no betas called {name!r}; known: linear, scaled_linear")
+
+
+def load(folder: Path, *, labels: list[str] | None = None, device: torch.device) -> Teacher:
+    """A teacher from a diffusers folder: `unet/` and `scheduler/`, or the UNet's files alone.
+
+    Raises ValueError if a part is missing, the network has no class embedding or an unusual one, or
+    the scheduler's prediction type or betas are unknown.
+    """
+    unet = folder / "unet" if (folder / "unet").is_dir() else folder
+    config = _json(unet / "config.json")
+    scheduler = folder / "scheduler" / "scheduler_config.json"
+    chain = _json(scheduler) if scheduler.exists() else {}
+    prediction = chain.get("prediction_type", "epsilon")
+    if config.get("_class_name") != "UNet2DModel":
+        raise ValueError(f"{unet}: holds a {config.get('_class_name')}, not a UNet2DModel")
+    if prediction not in ("epsilon", "v_prediction"):
+        raise ValueError(
+            f"{scheduler}: prediction type {prediction!r}; known: epsilon, v_prediction"
+        )
+    for key in ("trained_betas", "rescale_betas_zero_snr"):
+        if chain.get(key):
+            raise ValueError(
+                f"{scheduler}: {key} is set; only a chain named by beta_schedule is read"
+            )
+    rows = config.get("num_class_embeds")
+    if not rows or config.get("class_embed_type") is not None:
+        raise ValueError(f"{unet}: has no plain class embedding (num_class_embeds)")
+    if labels is not None and len(labels) not in (rows, rows - 1):
+        raise ValueError(f"{unet}: has {rows} classes, options.labels names {len(labels)}")
+    names = labels or [str(label) for label in range(rows)]
+    spec = {
+        "kind": "diffusers-unet",
+        "config": {k: v for k, v in config.items() if not k.startswith("_")},
+        "prediction": prediction,
+        "betas": {
+            "name": chain.get("beta_schedule", "linear"),
+            "start": chain.get("beta_start", 1e-4),
+            "end": chain.get("beta_end", 0.02),
+            "steps": chain.get("num_train_timesteps", 1000),
+        },
+        "classes": len(names),
+    }
+
+    options = {k: v for k, v in spec.items() if k != "kind"}
+    denoiser = DiffusersDenoiser(**options)
+    tensors, _ = checkpoints.read_tensors(unet / _WEIGHTS)
+    checkpoints.load_strictly(denoiser.model, tensors, str(unet / _WEIGHTS))
+    denoiser = denoiser.to(device).eval().requires_grad_(False)
+    sigmas = denoiser.times.get_buffer("sigmas")
+    size = config["sample_size"]
+    height, width = (size, size) if isinstance(size, int) else size
+    return Teacher(
+        name=folder.name,
+        denoiser=denoiser,
+        encode=partial(one_hot, classes=len(names), device=device),
+        make_student=partial(copy.deepcopy, denoiser),
+        shape=(config["in_channels"], height, width),
+        labels=tuple(names),
+        spec=spec,
+        sha256=content.sha256(unet / _WEIGHTS),
+        sigma_range=(float(sigmas[0]), float(sigmas[-1])),
+    )
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: not a diffusers folder: {error}") from None

@@ -1,0 +1,201 @@
+"""Distil a teacher into a one-step generator: any objective's phases under any forgetting rule."""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sfd import forgetting, noise, state
+from sfd.concepts import Concept
+from sfd.forgetting import Batch, Rule
+from sfd.objectives import Draw, Logs, Phase
+from sfd.teachers import Raw, Teacher
+
+
+def train(
+    teacher: Teacher,
+    rule: Rule,
+    phases: Sequence[Phase],
+    *,
+    student: nn.Module,
+    fake: nn.Module,
+    retained: Raw,
+    concepts: Sequence[Concept],
+    share: float,
+    weight_student: float,
+    weight_fake: float,
+    total: int,
+    batch: int,
+    accumulate: int = 1,
+    lr_student: float,
+    lr_fake: float,
+    warmup: int = 0,
+    decay_from: float = 1.0,
+    ema_images: float,
+    seed: int,
+    folder: Path,
+    identity: Mapping[str, Any],
+    tick: int,
+    checkpoint: int,
+    snapshots: Sequence[int] = (),
+    on_snapshot: Callable[[nn.Module, int, float], None] | None = None,
+    on_tick: Callable[[dict[str, float]], None] | None = None,
+    device: torch.device,
+) -> tuple[nn.Module, nn.Module]:
+    """The EMA of the student, and the fake score, after `total` images.
+
+    `total`, `warmup`, `ema_images`, `tick`, `checkpoint` and `snapshots` are counted in images of
+    the global batch. The loss of a batch is sum_i weight_i l_i / batch. Both networks learn with
+    Adam(0, .999) and stay in evaluation mode (no dropout). Resumes from `folder`; raises
+    `state.Stopped` if it ends in the middle.
+    """
+    if batch % accumulate:
+        raise ValueError(f"a batch of {batch} cannot be accumulated in {accumulate} equal parts")
+    student, fake = student.to(device).eval(), fake.to(device).eval()
+    networks = {"student": student, "fake": fake}
+    average = state.frozen_copy(student)
+    rates = {"student": lr_student, "fake": lr_fake}
+    optimizers = {
+        name: torch.optim.Adam(net.parameters(), lr=rates[name], betas=(0.0, 0.999))
+        for name, net in networks.items()
+    }
+    masks = rule.mask(student) if rule.mask else {}
+    run = state.Run({**networks, "ema": average}, dict(optimizers))
+    state.restore(run, folder / "state", identity)
+
+    def step(nimg: int) -> state.Stats:
+        rows = state.own_rows(nimg, batch)
+        parts = np.array_split(np.arange(rows.start, rows.stop), accumulate)
+        batches = [
+            forgetting.draw_batch(
+                numbers,
+                seed=seed,
+                shape=teacher.shape,
+                retained=retained,
+                concepts=concepts,
+                share=share,
+                weight_student=weight_student,
+                weight_fake=weight_fake,
+                device=device,
+            )
+            for numbers in parts
+        ]
+        memos: list[dict[str, Tensor]] = [{} for _ in parts]
+        factor = state.learning_rate(nimg, total, warmup=warmup, decay_from=decay_from)
+        stats: state.Stats = {}
+        for phase in phases:
+            if (nimg // batch) % phase.every:
+                continue
+            for name, net in networks.items():
+                net.requires_grad_(name in phase.learns)
+            for numbers, b, memo in zip(parts, batches, memos, strict=True):
+                draw = draw_for(seed, phase.name, numbers, teacher.shape, device)
+                losses, logs = call(phase, teacher, rule, networks, b, draw, memo)
+                weight = b.weight_student if phase.weight == "student" else b.weight_fake
+                weighted = weight * losses
+                (weighted.sum() / batch).backward()
+                _add(stats, f"loss_{phase.name}", weighted.detach() / teacher_size(teacher))
+                for key, values in logs.items():
+                    _add(stats, key, values)
+            for name in phase.learns:
+                parameters = list(networks[name].parameters())
+                state.add_gradients(parameters)
+                for key, mask in masks.items() if name == "student" else ():
+                    grad = student.get_parameter(key).grad
+                    if grad is not None:
+                        grad.mul_(mask)
+                norm = state.gradient_norm(parameters)
+                stats[f"grad_norm_{name}"] = (float(norm), 1.0)
+                if torch.isfinite(norm):  # otherwise the loop stops the run, weights untouched
+                    optimizers[name].param_groups[0]["lr"] = rates[name] * factor
+                    optimizers[name].step()
+                optimizers[name].zero_grad(set_to_none=True)
+            if "student" in phase.learns:
+                state.update_ema(
+                    average, student, images=batch, seen=nimg + batch, half_life=ema_images
+                )
+        return stats
+
+    state.loop(
+        run,
+        step=step,
+        total=total,
+        batch=batch,
+        folder=folder,
+        identity=identity,
+        tick=tick,
+        checkpoint=checkpoint,
+        snapshots=snapshots,
+        on_snapshot=(lambda n, s: on_snapshot(average, n, s)) if on_snapshot else None,
+        on_tick=on_tick,
+        device=device,
+    )
+    return average, fake.requires_grad_(False)
+
+
+def teacher_size(teacher: Teacher) -> int:
+    """Number of values of one sample: losses are logged per value."""
+    return int(np.prod(teacher.shape))
+
+
+def draw_for(
+    seed: int, phase: str, numbers: np.ndarray, shape: tuple[int, ...], device: torch.device
+) -> Draw:
+    """The random numbers of image numbers `[B]` in a phase."""
+    return Draw(
+        normal=lambda purpose: torch.from_numpy(
+            noise.normal(
+                noise.latent(seed) if purpose == "z" else (seed, phase, purpose), numbers, shape
+            )
+        ).to(device),
+        uniform=lambda purpose: torch.from_numpy(noise.uniform((seed, phase, purpose), numbers)).to(
+            device
+        ),
+    )
+
+
+def call(
+    phase: Phase,
+    teacher: Teacher,
+    rule: Rule,
+    networks: Mapping[str, nn.Module],
+    batch: Batch,
+    draw: Draw,
+    memo: dict[str, Tensor],
+) -> tuple[Tensor, Logs]:
+    """The phase's losses: each network bound to its rows' conditions, and the rule's penalty."""
+    cond_student = teacher.encode(batch.student)
+    cond_fake = teacher.encode(batch.fake)
+    seen: dict[str, Tensor] = {}
+
+    def student(x: Tensor, sigma: Tensor) -> Tensor:
+        seen["x_g"] = networks["student"](x, sigma, cond_student)
+        return seen["x_g"]
+
+    def fake(x: Tensor, sigma: Tensor) -> Tensor:
+        seen["fake_x0"] = networks["fake"](x, sigma, cond_fake)
+        return seen["fake_x0"]
+
+    def target(x: Tensor, sigma: Tensor) -> Tensor:
+        fake_x0 = seen["fake_x0"] if "fake_x0" in seen else fake(x, sigma)
+        return rule.target(x, sigma, batch, fake_x0)
+
+    offered = {"student": student, "fake": fake, "target": target, "draw": draw, "memo": memo}
+    wanted = inspect.signature(phase.loss).parameters
+    losses, logs = phase.loss(**{name: offered[name] for name in wanted})
+    if rule.penalty and "student" in phase.learns:
+        losses = losses + rule.penalty(networks["student"], seen["x_g"], batch)
+    return losses, logs
+
+
+def _add(stats: state.Stats, name: str, values: Tensor) -> None:
+    """Add the sum and the count of the rows that take part (NaN does not, in a banded log)."""
+    counted = (
+        ~torch.isnan(values) if "_sigma_" in name else torch.ones_like(values, dtype=torch.bool)
+    )
+    total, count = stats.get(name, (0.0, 0.0))
+    stats[name] = (total + float(values[counted].sum()), count + float(counted.sum()))

@@ -1,0 +1,304 @@
+"""The verbs beside the main job: audits of files, controls, references, listings, checks."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sfd import (
+    checkpoints,
+    classifiers,
+    concepts,
+    configs,
+    content,
+    features,
+    forgetting,
+    images,
+    jobs,
+    objectives,
+    plugins,
+    teachers,
+)
+from sfd.eval import suites
+from sfd.eval.subjects import Subject, of_noise, of_student, of_teacher
+from sfd.jobs import Job, Progress, Say
+from sfd.teachers import Teacher
+
+
+def audit_file(
+    path: Path, suite: str | None, folder: Path, *, device: torch.device, progress: Progress
+) -> dict[str, Any]:
+    """Audit a run folder or a student's file by a suite (default: the run's own)."""
+    subject = of_student(path, str(device))
+    stored = path / "recipe.yaml"
+    plan: Mapping[str, int] = {}
+    if suite is None:
+        recipe = configs.load(str(stored)) if stored.is_file() else None
+        if recipe is None or recipe.audit is None:
+            raise ValueError(f"{path}: names no suite; say --suite NAME")
+        suite, plan = recipe.audit.suite, recipe.audit.n
+    teacher = _teacher_of(path, device)
+    chosen = suites.load(suite, plan)
+    return jobs.audit_subject(subject, chosen, teacher, folder, device=device, progress=progress)
+
+
+def _teacher_of(path: Path, device: torch.device) -> Teacher:
+    """The original teacher of a student, as its card names it; its weights must be the same."""
+    file = path / "student.safetensors" if path.is_dir() else path
+    _, meta = checkpoints.read_tensors(file)
+    ref = dict(checkpoints.read_card(meta, str(file))["teacher"])
+    expected = ref.pop("sha256")
+    teacher = teachers.load(**ref, device=device)
+    if teacher.sha256 != expected:
+        raise ValueError(
+            f"{file}: was distilled from a teacher {expected[:12]}..., the one here is"
+            f" {teacher.sha256[:12]}...: put the original back, nothing can stand in for it"
+        )
+    return teacher
+
+
+# --- controls ------------------------------------------------------------------------------------
+
+
+def run_controls(
+    name: str, out: Path | None, *, device: torch.device, say: Say, progress: Progress
+) -> list[dict[str, Any]]:
+    """Audit models whose verdicts are known, for a recipe's concepts and suite.
+
+    The original teacher must FAIL; a one-step student of the gold twin (recipe
+    `<teacher>-gold`, trained without the class) must PASS its concept's claims; noise must fail
+    validity. Trains the gold student first where it is not there.
+    """
+    recipe = configs.load(name)
+    job = jobs.prepare(name, recipe, device)
+    if job.suite is None or not job.concepts:
+        raise ValueError(f"{name}: names no suite or no concept, so no answer is known")
+    root = out or Path("runs") / f"{Path(name).stem}-controls"
+    rows = []
+
+    def audited(subject: Subject, what: str) -> dict[str, Any]:
+        say(f"auditing {what}")
+        assert job.suite
+        return jobs.audit_subject(
+            subject, job.suite, job.teacher, root / what, device=device, progress=progress
+        )
+
+    original = audited(of_teacher(job.teacher, job.concepts, job.suite.teacher_steps), "original")
+    rows.append(_row("original", "FAIL", _status(original, "direct")))
+    noise = audited(of_noise(job.teacher.labels, job.concepts, job.teacher.shape), "noise")
+    rows.append(_row("noise", "FAIL", _status(noise, "validity")))
+    gold = _gold(job, device=device, say=say, progress=progress)
+    if gold is None:
+        say(f"no gold twin of {job.teacher.name} without {[c.label_name for c in job.concepts]}")
+    else:
+        result = audited(of_student(gold, str(device), job.concepts), "gold")
+        got = [_status(result, kind) for kind in ("direct", "validity")]
+        rows.append(_row("gold", "PASS", next((g for g in got if g != "PASS"), "PASS")))
+    content.write_json(root / "controls.json", rows)
+    for row in rows:
+        say(f"{row['model']}: expected {row['expected']}, got {row['got']}")
+    return rows
+
+
+def _row(model: str, expected: str, got: str) -> dict[str, Any]:
+    return {"model": model, "expected": expected, "got": got}
+
+
+def _status(result: Mapping[str, Any], kind: str) -> str:
+    """The worst status of the claims of a kind."""
+    order = ["PASS", "INCONCLUSIVE", "FAIL"]
+    found = [c["status"] for c in result["claims"] if c["id"].split("<")[0] == kind]
+    return max(found, key=order.index)
+
+
+def _gold(job: Job, *, device: torch.device, say: Say, progress: Progress) -> Path | None:
+    """The run folder of the gold twin's student, trained where it is not there yet."""
+    recipe_name = f"{job.teacher.name}-gold"
+    if recipe_name not in content.names("configs"):
+        return None
+    recipe = configs.load(recipe_name)
+    gold = jobs.prepare(recipe_name, recipe, device)
+    if set(gold.teacher.without) != {c.label for c in job.concepts}:
+        return None
+    folder = jobs.folder_of(recipe_name, recipe)
+    jobs.train_job(gold, folder, device=device, force=False, say=say, progress=progress)
+    return folder
+
+
+# --- references ----------------------------------------------------------------------------------
+
+
+def write_reference(
+    data: str,
+    out: Path,
+    *,
+    extractor: str,
+    floor: str | None,
+    names: list[str] | None,
+    device: torch.device,
+) -> Path:
+    """Write the reference of labelled real images, with the floor that `floor`'s images show."""
+    pictures, labels, found = images.read_labelled(data)
+    names = _named(data, names or found, found)
+    extract = features.load(extractor, str(device))
+    other = None
+    if floor is not None:
+        more, more_labels, more_found = images.read_labelled(floor)
+        _named(floor, names, more_found)
+        other = (extract(more), more_labels)
+    packed = suites.reference_bytes(
+        extract(pictures),
+        labels,
+        names,
+        extractor=extractor,
+        extractor_sha256=features.sha256(extractor),
+        other=other,
+        about=f"{len(pictures)} images of {Path(data).name}",
+    )
+    file = out if out.suffix == ".npz" else out.with_suffix(".npz")
+    content.write_atomic(file, packed)
+    return file
+
+
+def _named(data: str, names: list[str], found: list[str]) -> list[str]:
+    if len(names) != len(found):
+        raise ValueError(f"{data}: has {len(found)} classes, {len(names)} names were given")
+    return names
+
+
+# --- listings and checks -------------------------------------------------------------------------
+
+
+def listing() -> dict[str, list[str]]:
+    """Names of everything that a recipe can name."""
+    recipes = content.names("configs")
+    kinds = {n: configs.is_teacher(content.find("configs", n)) for n in recipes}
+    return {
+        "recipes": [n for n in recipes if not kinds[n]],
+        "teacher recipes": [n for n in recipes if kinds[n]],
+        "concepts": content.names("concepts"),
+        "classifiers": content.names("classifiers"),
+        "suites": content.names("eval/suites"),
+        "teachers": teachers.embedded(),
+        "objectives": sorted(objectives.TABLE),
+        "rules": sorted(forgetting.RULES),
+    }
+
+
+def validate(names: Sequence[str]) -> tuple[int, list[str]]:
+    """How many content files were checked, and a line for each that is wrong."""
+    files = [Path(n) for n in names] or [
+        path
+        for kind in ("configs", "concepts", "eval/suites")
+        for name in content.names(kind)
+        for path in [content.find(kind, name)]
+    ] + [classifiers.folder_of(name) / "card.yaml" for name in content.names("classifiers")]
+    wrong = []
+    for path in files:
+        try:
+            _validate(path)
+        except ValueError as error:
+            wrong.append(str(error))
+    return len(files), wrong
+
+
+def _validate(path: Path) -> None:
+    """Check one file, and what it names; a recipe also against the contracts of what it names."""
+    if not path.exists():
+        raise ValueError(f"{path}: no such file")
+    data = content.read_yaml(path)
+    if path.name == "card.yaml":
+        classifiers.read_card(str(path.parent))
+    elif "forget" in data:
+        concepts.read(str(path))
+    elif "claims" in data:
+        suites.load(str(path))
+    elif data.get("kind") == "teacher":
+        configs.load_teacher(str(path))
+    else:
+        _validate_recipe(path)
+
+
+def _validate_recipe(path: Path) -> None:
+    recipe = configs.load(str(path))
+    for name in jobs.lineage(recipe):
+        concepts.read(name)
+    if recipe.audit:
+        suites.load(recipe.audit.suite, recipe.audit.n)
+    ref = recipe.teacher
+    if ref.name and ref.name not in teachers.embedded():
+        near = content.did_you_mean(ref.name, teachers.embedded())
+        raise ValueError(f"{path}: no teacher called {ref.name!r}{near}")
+    if ref.file or ref.diffusers:
+        plugins.resolve(forgetting.RULES, recipe.forgetting.rule, "rules")
+        plugins.resolve(objectives.TABLE, recipe.objective.name, "objectives")
+        return  # the user's weights need not be on this machine for a recipe to be well formed
+    job = jobs.prepare(str(path), recipe, torch.device("cpu"))
+    check_job(job)
+
+
+def check_job(job: Job) -> None:
+    """Contract check of a recipe's objective and rule on one small batch.
+
+    Raises ValueError that says what is off: shapes, types, missing gradients, or two calls with the
+    same numbers that differ.
+    """
+    from sfd import train
+
+    numbers = np.arange(4)
+    plan = job.recipe.forgetting
+    device = torch.device("cpu")
+    batch = forgetting.draw_batch(
+        numbers,
+        seed=0,
+        shape=job.teacher.shape,
+        retained=job.retained,
+        concepts=job.concepts,
+        share=plan.share,
+        weight_student=1.0,
+        weight_fake=1.0,
+        device=device,
+    )
+    nets = {"student": job.teacher.make_student(), "fake": job.teacher.make_student()}
+    memo: dict[str, torch.Tensor] = {}
+    for phase in job.phases:
+        where = f"{job.name}: phase {phase.name}"
+        for name, net in nets.items():
+            net.requires_grad_(name in phase.learns)
+        draw = train.draw_for(0, phase.name, numbers, job.teacher.shape, device)
+        before = dict(memo)
+        losses, _ = train.call(phase, job.teacher, job.rule, nets, batch, draw, memo)
+        again, _ = train.call(phase, job.teacher, job.rule, nets, batch, draw, before)
+        if losses.shape != (4,) or losses.dtype != torch.float32:
+            raise ValueError(
+                f"{where}: its loss is {losses.dtype} {list(losses.shape)}, the contract wants"
+                " float32 [B], one value a row"
+            )
+        if not torch.equal(losses, again):
+            raise ValueError(f"{where}: two calls with the same numbers differ")
+        if not losses.requires_grad:
+            raise ValueError(f"{where}: its loss has no gradient")
+        losses.sum().backward()
+        for name in phase.learns:
+            if all(p.grad is None for p in nets[name].parameters()):
+                raise ValueError(f"{where}: learns {name}, but no gradient reaches it")
+        for name in nets.keys() - set(phase.learns):
+            if any(p.grad is not None for p in nets[name].parameters()):
+                raise ValueError(f"{where}: a gradient reaches {name}, which it does not learn")
+        for net in nets.values():
+            net.zero_grad(set_to_none=True)
+
+
+def citations(name: str) -> list[str]:
+    """Whom to cite: for a recipe's pieces, or for every row of every table."""
+    if name:
+        recipe = configs.load(name)
+        rule = forgetting.RULES.get(recipe.forgetting.rule)
+        objective = objectives.TABLE.get(recipe.objective.name)
+        rows = [rule, objective]
+    else:
+        rows = [*forgetting.RULES.values(), *objectives.TABLE.values()]
+    lines = [row.citation for row in rows if row is not None]
+    return list(dict.fromkeys([*lines, "Karras et al., EDM, arXiv 2206.00364"]))

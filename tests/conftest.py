@@ -1,0 +1,17 @@
+"""One thread per process, no user cache touched."""
+
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import pytest
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory):
+    os.environ["SFD_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)

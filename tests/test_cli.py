@@ -1,0 +1,221 @@
+"""The command line in a subprocess: the whole job, and one clear line for each bad input."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sfd import checkpoints, content
+
+QUICK = ("train.images=6400", "train.checkpoint=3200", "train.watch=50")
+
+
+def sfd(*words, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", "sfd", *map(str, words)],
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+        env={**os.environ, **environment},
+    )
+
+
+def refused(done, code, *says):
+    """One line on stderr that says what is wrong, and no traceback."""
+    assert done.returncode == code, done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("sfd: ")]
+    assert len(lines) == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    for text in says:
+        assert text in lines[0], lines[0]
+
+
+def test_help_is_quick_and_imports_nothing_heavy():
+    code = (
+        "import sys, sfd.cli\n"
+        "sys.argv = ['sfd', '--help']\n"
+        "try: sfd.cli.main()\n"
+        "except SystemExit: pass\n"
+        "assert not {'torch', 'numpy', 'timm', 'diffusers'} & set(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "run" in done.stdout
+
+
+def test_the_whole_job_and_again():
+    done = sfd("run", "smoke")
+    assert done.returncode == 0, done.stdout + done.stderr
+    folder = Path("runs/smoke")
+    names = {p.name for p in folder.iterdir()}
+    assert names >= {
+        "student.safetensors",
+        "recipe.yaml",
+        "provenance.json",
+        "stats.jsonl",
+        "curves.jsonl",
+        "samples.png",
+        "audit.json",
+        "report.html",
+        "state",
+        "sheets",
+    }
+    audit = json.loads((folder / "audit.json").read_text())
+    assert audit["schema"] == "sfd/audit/1"
+    assert audit["verdict"] == "PASS"
+    assert audit["coverage"]["failed"] == 0
+    direct = audit["evidence"]["direct"]["mixture-left"]
+    assert direct["n"] == 2000
+    assert direct["corrected_ci95"][1] < 0.01
+    assert direct["baseline"]["rate"] > 0.9
+    curves = [json.loads(t) for t in (folder / "curves.jsonl").read_text().splitlines()]
+    assert curves[-1]["direct"]["mixture-left"] == 0
+    assert "Asked for" in done.stdout
+
+    before = (folder / "audit.json").stat().st_mtime_ns
+    again = sfd("run", "smoke")
+    assert again.returncode == 0
+    assert "finished already" in again.stdout
+    assert (folder / "audit.json").stat().st_mtime_ns == before
+
+    drawn = sfd("sample", folder, "images", "--n", 3, "--labels", "right,top", "--seed", 5)
+    assert drawn.returncode == 0, drawn.stderr
+    assert sorted(p.name for p in Path("images/top").iterdir()) == [
+        "00000005.png",
+        "00000006.png",
+        "00000007.png",
+    ]
+    audited = sfd("audit", folder / "student.safetensors", "--suite", "mixture", "--json")
+    assert audited.returncode == 0, audited.stderr
+    assert json.loads(audited.stdout)["verdict"] == "PASS"
+    assert sfd("report", folder).returncode == 0
+
+
+def test_known_answers_of_the_mixture():
+    done = sfd("audit", "--controls", "smoke", "--json")
+    rows = json.loads(done.stdout[done.stdout.index("[\n") :])
+    assert done.returncode == 0, done.stdout
+    assert {row["model"]: row["got"] for row in rows} == {"original": "FAIL", "noise": "FAIL"}
+
+
+def test_dry_run_prints_and_touches_nothing():
+    done = sfd("run", "smoke", "train.batch=64", "--dry-run", "--json")
+    assert done.returncode == 0
+    resolved = json.loads(done.stdout)
+    assert resolved["train"]["batch"] == 64
+    assert resolved["all_concepts"]["mixture-left"]["override"] == {"right": 1.0}
+    assert list(Path.cwd().iterdir()) == []
+
+
+def test_listing_validate_and_citations():
+    listed = json.loads(sfd("ls", "--json").stdout)
+    assert {"digits", "fashion", "mixture"} <= set(listed["teachers"])
+    assert "digits-forget-three" in listed["recipes"]
+    done = sfd("validate")
+    assert done.returncode == 0, done.stderr
+    assert "0 wrong" in done.stdout
+    assert "2409.11219" in sfd("cite", "smoke").stdout
+
+
+def test_unknown_words():
+    refused(sfd("run", "smokee"), 2, "did you mean 'smoke'")
+    refused(sfd("run", "smoke", "train.batc=3"), 2, "train.batc", "did you mean 'batch'")
+    refused(sfd("run", "smoke", "train.batch=many"), 2, "train.batch")
+    refused(sfd("run", "smoke", "objective.alfa=1"), 2, "alfa", "did you mean 'alpha'")
+    refused(sfd("run", "smoke", "objective={name: sidd}"), 2, "did you mean 'sid'")
+    refused(sfd("run", "smoke", "forgetting.rule=overide"), 2, "did you mean 'override'")
+    refused(sfd("run", "smoke", "teacher={name: digitz}"), 2, "did you mean 'digits'")
+    refused(sfd("run", "smoke", "audit.n={direct: 5}"), 2, "never lower")
+    refused(sfd("pretrain", "smoke"), 2, "sfd run")
+    assert sfd("rnu", "smoke").returncode == 2
+
+
+def test_concepts_that_cannot_be():
+    Path("concepts").mkdir()
+    for name, forget, override, says in (
+        ("outside", "{label: 9, name: left}", "{label: 1, name: right}", "outside the teacher's"),
+        ("itself", "{label: 0, name: left}", "{label: 0, name: left}", "by itself"),
+        ("misnamed", "{label: 0, name: right}", "{label: 1, name: right}", "the teacher calls it"),
+    ):
+        Path(f"concepts/{name}.yaml").write_text(
+            f"version: 1\nkind: class\nforget: {forget}\noverride: {override}\n"
+            "classifier: mixture\n"
+        )
+        refused(sfd("run", "smoke", f"concepts=[{name}]"), 2, says)
+
+
+def test_weights_that_are_missing_truncated_or_of_another_shape(tmp_path):
+    refused(sfd("run", "smoke", "teacher={file: gone.safetensors}"), 2, "no such weights file")
+    good = content.shipped() / "sfd/teachers/weights/digits.safetensors"
+    Path("cut.safetensors").write_bytes(good.read_bytes()[:100_000])
+    refused(sfd("run", "smoke", "teacher={file: cut.safetensors}"), 2, "truncated")
+    tensors, meta = checkpoints.read_tensors(good)
+    key = next(k for k in tensors if tensors[k].ndim == 4)
+    other = {**tensors, key: tensors[key][:1]}
+    checkpoints.write_tensors(Path("shape.safetensors"), other, meta)
+    refused(sfd("run", "smoke", "teacher={file: shape.safetensors}"), 2, key, "has shape")
+    refused(sfd("audit", "cut.safetensors", "--suite", "mixture"), 2, "truncated")
+
+
+def test_data_that_cannot_train():
+    Path("empty").mkdir()
+    recipe = "digits-teacher"
+    refused(sfd("pretrain", recipe, "data=empty"), 2, "no class folders")
+    Path("empty/one").mkdir()
+    refused(sfd("pretrain", recipe, "data=empty"), 2, "no images in it")
+    refused(sfd("pretrain", recipe, "data=nowhere"), 2, "no such data")
+    small = np.zeros((20, 4, 4, 1), np.uint8)
+    np.savez("few.npz", images=small, labels=np.arange(20) % 4)
+    np.savez("fewer.npz", images=small[:12], labels=np.arange(12) % 4)
+    done = sfd("reference", "fewer.npz", "out.npz", "--features", "pixels")
+    refused(done, 2, "too few images")
+    refused(sfd("pretrain", recipe, "data=few.npz"), 2, "4 x 4")
+
+
+def test_folders_that_cannot_be_used():
+    Path("file").write_text("")
+    refused(sfd("train", "smoke", "out=file", *QUICK), 2, "file")
+    refused(sfd("train", "smoke", "out=/proc/nothing/here", *QUICK), 2, "/proc/nothing")
+    refused(sfd("report", "."), 2, "audit.json")
+    refused(sfd("audit", "."), 2, "student.safetensors")
+
+
+def test_a_full_disk_stops_in_one_line_and_resumes(tmp_path):
+    code = (
+        "import os, sys, errno\n"
+        "real, count = os.fsync, [0]\n"
+        "def full(fd):\n"
+        "    count[0] += 1\n"
+        "    if count[0] == 3: raise OSError(errno.ENOSPC, 'No space left on device')\n"
+        "    real(fd)\n"
+        "os.fsync = full\n"
+        "import sfd.cli\n"
+        "sys.argv = ['sfd', 'train', 'smoke', *sys.argv[1:]]\n"
+        "sfd.cli.main()\n"
+    )
+    words = [*QUICK, "train.watch=0", "out=run"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], capture_output=True, text=True, check=False
+    )
+    refused(done, 5, "No space left on device", "resumes")
+    assert not list(Path("run").rglob("*.tmp"))
+    again = sfd("train", "smoke", *words)
+    assert again.returncode == 0, again.stderr
+
+
+def test_one_step_of_the_shipped_digits_teacher():
+    done = sfd("train", "digits-forget-three", "train.images=128", "train.watch=0", "out=run")
+    assert done.returncode == 0, done.stderr
+    drawn = sfd("sample", "run", "images", "--n", 2)
+    assert drawn.returncode == 0, drawn.stderr
+
+
+@pytest.mark.parametrize("name", ["digits-forget-two", "digits-two-stage", "digits-sequential"])
+def test_other_recipes_resolve(name):
+    done = sfd("run", name, "--dry-run")
+    assert done.returncode == 0, done.stderr

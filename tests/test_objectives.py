@@ -1,0 +1,353 @@
+"""The identities of the distillation losses, in closed form on Gaussians."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sfd import forgetting, objectives, state
+from sfd import train as training
+from sfd.concepts import Concept
+from sfd.teachers import mixture
+
+CPU = torch.device("cpu")
+SHAPE = (1, 1, 2)
+
+
+def randoms(batch: int, shape: tuple[int, ...] = SHAPE, seed: int = 0) -> objectives.Draw:
+    return training.draw_for(seed, "test", np.arange(batch), shape, CPU)
+
+
+def tensors(count: int, shape: tuple[int, ...] = (5, 3, 2, 2)) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(shape, generator=generator) for _ in range(count)]
+
+
+class Gaussian(nn.Module):
+    """The exact denoiser of N(mean, std^2 I), differentiable in x, mean and std."""
+
+    def __init__(self, mean: float, std: float):
+        super().__init__()
+        self.mean = nn.Parameter(torch.tensor(mean, dtype=torch.float64))
+        self.std = nn.Parameter(torch.tensor(std, dtype=torch.float64))
+
+    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+        s2, v = sigma.double().reshape(-1, 1, 1, 1) ** 2, self.std**2
+        return (v * x.double() + s2 * self.mean) / (v + s2)
+
+
+class Shift(nn.Module):
+    """The one-step student x_g = mean + std z, whatever its input level."""
+
+    def __init__(self, mean: float, std: float):
+        super().__init__()
+        self.mean = nn.Parameter(torch.tensor(mean, dtype=torch.float64))
+        self.std = nn.Parameter(torch.tensor(std, dtype=torch.float64))
+
+    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+        return self.mean + self.std * x.double() / sigma.double().reshape(-1, 1, 1, 1)
+
+
+def phase(name: str, which: str = "student", **options) -> objectives.Phase:
+    phases = objectives.TABLE[name].phases(sigma_init=2.5, **options)
+    return next(p for p in phases if p.name == which)
+
+
+def losses_of(name, student, target, fake, batch, *, memo=None, seed=0, **options) -> Tensor:
+    return phase(name, **options).loss(
+        student=student,
+        target=target,
+        fake=fake,
+        draw=randoms(batch, seed=seed),
+        memo={} if memo is None else memo,
+    )[0]
+
+
+# --- the formulas --------------------------------------------------------------------------------
+
+
+def test_sid_with_stopped_networks_is_dmd():
+    x_g, target, fake = tensors(3)
+    x_g.requires_grad_()
+    for alpha in (0.0, 0.5, 1.2):
+        loss = objectives.sid_loss(x_g, target, fake, alpha=alpha)
+        (gradient,) = torch.autograd.grad(loss.sum(), x_g)
+        w = 1 / (x_g - target).abs().mean((1, 2, 3), keepdim=True).detach()
+        torch.testing.assert_close(gradient, -w * (target - fake), rtol=1e-6, atol=1e-7)
+
+
+def test_sid_phase_without_gradient_through_the_networks_is_dmd():
+    def gradient(name: str, **options) -> Tensor:
+        student = Shift(0.4, 0.7)
+        loss = losses_of(name, student, Gaussian(0.0, 1.0), Gaussian(0.4, 0.7), 64, **options)
+        grads = torch.autograd.grad(loss.sum(), tuple(student.parameters()))
+        return torch.stack(grads)
+
+    levels = {"sigma_student": {"name": "log-normal"}}
+    dmd = gradient("diff-instruct", normalise=True, **levels)
+    torch.testing.assert_close(
+        gradient("sid", through_networks=False, **levels), dmd, rtol=1e-5, atol=0
+    )
+    assert not torch.allclose(gradient("sid", **levels), dmd, rtol=0.05)
+
+
+def test_sid_loss_values():
+    x_g, target, fake = tensors(3)
+    expected = []
+    for g, p, q in zip(x_g.numpy(), target.numpy(), fake.numpy(), strict=True):
+        delta = p - q
+        expected.append((delta * (p - g - 1.2 * delta)).sum() / np.abs(g - p).mean())
+    actual = objectives.sid_loss(x_g, target, fake, alpha=1.2)
+    np.testing.assert_allclose(actual.numpy(), expected, rtol=1e-5)
+
+
+def test_normaliser_is_bounded_and_has_no_gradient():
+    x = torch.zeros(2, 1, 1, 2, requires_grad=True)
+    weight = objectives.normaliser(x, torch.tensor([0.0, 0.5]).reshape(2, 1, 1, 1))
+    torch.testing.assert_close(weight, torch.tensor([1e5, 2.0]))
+    assert not weight.requires_grad
+
+
+def test_diff_instruct_gradient_is_minus_delta():
+    x_g, target, fake = tensors(3)
+    for leaf in (x_g, target, fake):
+        leaf.requires_grad_()
+    objectives.matching_loss(x_g, target, fake).sum().backward()
+    torch.testing.assert_close(x_g.grad, fake.detach() - target.detach())
+    assert target.grad is None and fake.grad is None
+
+
+def test_losses_do_not_mix_rows():
+    x_g, target, fake = tensors(3)
+    whole = objectives.sid_loss(x_g, target, fake, alpha=1.2)
+    for i in range(len(x_g)):
+        row = slice(i, i + 1)
+        one = objectives.sid_loss(x_g[row], target[row], fake[row], alpha=1.2)
+        torch.testing.assert_close(whole[row], one)
+    changed = x_g.clone()
+    changed[0] += 1
+    assert torch.equal(objectives.sid_loss(changed, target, fake, alpha=1.2)[1:], whole[1:])
+
+
+# --- on Gaussians, with the student's exact score as fake ----------------------------------------
+
+TEACHER = (0.0, 1.0)
+LEVEL = 0.8
+
+
+def fisher(mean: Tensor, std: Tensor) -> Tensor:
+    """E |D_phi - D_psi|^2 over x_t ~ N(mean, std^2 + LEVEL^2), summed over two dimensions."""
+    v, u, s2 = TEACHER[1] ** 2, std**2, LEVEL**2
+    # D_phi - D_psi = slope (x_t - mean) + at_mean, for teacher N(0, v) and student N(mean, u)
+    slope = v / (v + s2) - u / (u + s2)
+    at_mean = (v * mean + s2 * TEACHER[0]) / (v + s2) - mean
+    return 2 * (slope**2 * (u + s2) + at_mean**2)
+
+
+def expected_gradient(mean: float, std: float, alpha: float, batch: int = 200_000):
+    """Mean and standard error `[2]` of sid's gradient by (mean, std), at one level, w = 1."""
+    # one copy of the student per row gives each row's own gradient
+    m = torch.full((batch, 1, 1, 1), mean, dtype=torch.float64, requires_grad=True)
+    s = torch.full((batch, 1, 1, 1), std, dtype=torch.float64, requires_grad=True)
+    target, fake = Gaussian(*TEACHER), Gaussian(mean, std)
+    one = {"name": "log-uniform", "sigma_min": LEVEL, "sigma_max": LEVEL}
+    loss = losses_of(
+        "sid",
+        lambda x, sigma: m + s * x.double() / sigma.double().reshape(-1, 1, 1, 1),
+        target,
+        fake,
+        batch,
+        alpha=alpha,
+        sigma_student=one,
+    )
+    rows = torch.stack([g.flatten() for g in torch.autograd.grad(loss.sum(), (m, s))])
+    return rows.mean(1), rows.std(1) / batch**0.5
+
+
+@pytest.mark.parametrize(("mean", "std"), [(0.5, 1.0), (0.0, 0.6), (-0.4, 1.3)])
+def test_sid_at_one_half_is_half_the_fisher_gradient(monkeypatch, mean, std):
+    monkeypatch.setattr(objectives, "normaliser", lambda x_g, _: x_g.new_ones(len(x_g)))
+    gradient, error = expected_gradient(mean, std, 0.5)
+    leaves = [torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in (mean, std)]
+    exact = torch.stack(torch.autograd.grad(fisher(*leaves), leaves)) / 2
+    assert (error < 0.02).all()  # the Monte Carlo mean is sharp enough to tell half from whole
+    assert exact.abs().max() > 20 * error.max()
+    assert ((gradient - exact).abs() < 4 * error + 1e-6).all(), (gradient, exact, error)
+
+
+@pytest.mark.parametrize("name", ["sid", "diff-instruct"])
+@pytest.mark.parametrize(
+    ("mean", "std", "agree"),
+    [(0.0, 1.0, True), (0.3, 1.0, False), (0.0, 0.7, False), (0.0, 1.4, False)],
+)
+def test_gradient_vanishes_only_where_student_and_teacher_agree(name, mean, std, agree):
+    batch, parts = 512, 20
+    student = Shift(mean, std)
+    levels = {"sigma_student": {"name": "log-uniform", "sigma_min": 0.3, "sigma_max": 3.0}}
+    rows = []
+    for seed in range(parts):
+        loss = losses_of(
+            name, student, Gaussian(*TEACHER), Gaussian(mean, std), batch, seed=seed, **levels
+        )
+        grads = torch.autograd.grad(loss.sum() / batch, tuple(student.parameters()))
+        rows.append(torch.stack(grads))
+    values = torch.stack(rows)
+    average, error = values.mean(0), values.std(0) / parts**0.5
+    if agree:
+        assert (average.abs() < 5 * error + 1e-9).all(), (average, error)
+    else:
+        off = 0 if mean else 1
+        # descent moves the student towards the teacher
+        wrong = (mean, std)[off] - TEACHER[off]
+        assert average[off] * wrong > 0 and average[off].abs() > 10 * error[off], (average, error)
+
+
+def test_the_teacher_as_fake_would_make_every_student_perfect():
+    student = Shift(0.9, 0.2)
+    loss = losses_of("sid", student, Gaussian(*TEACHER), Gaussian(*TEACHER), 32)
+    (gradient,) = torch.autograd.grad(loss.sum(), (student.mean,))
+    assert gradient.abs() < 1e-9
+
+
+# --- denoising score matching --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["edm", "eps"])
+def test_dsm_is_minimised_by_the_exact_denoiser(kind):
+    batch, generator = 100_000, torch.Generator().manual_seed(1)
+    x0 = 0.3 + 0.7 * torch.randn(batch, *SHAPE, generator=generator, dtype=torch.float64)
+    sigma = torch.exp(torch.randn(batch, generator=generator, dtype=torch.float64) * 0.5)
+    x_t = x0 + sigma.reshape(-1, 1, 1, 1) * torch.randn(
+        x0.shape, generator=generator, dtype=torch.float64
+    )
+    exact = Gaussian(0.3, 0.7)
+    rows = objectives.dsm_loss(exact(x_t, sigma), x0, sigma, kind=kind)
+    for mean, std in ((0.33, 0.7), (0.27, 0.7), (0.3, 0.74), (0.3, 0.66)):
+        other = objectives.dsm_loss(Gaussian(mean, std)(x_t, sigma), x0, sigma, kind=kind)
+        more = (other - rows).detach()
+        assert more.mean() > 4 * more.std() / batch**0.5, (mean, std)
+    grads = torch.autograd.grad(rows.mean(), tuple(exact.parameters()))
+    assert max(g.abs().item() for g in grads) < 0.03
+
+
+@pytest.mark.parametrize(("kind", "weight"), [("edm", (4 + 0.25) / (2 * 0.5) ** 2), ("eps", 0.25)])
+def test_dsm_weights(kind, weight):
+    x0_hat, x0 = tensors(2)
+    sigma = torch.full((5,), 2.0)
+    expected = weight * (x0_hat - x0).square().sum((1, 2, 3))
+    torch.testing.assert_close(objectives.dsm_loss(x0_hat, x0, sigma, kind=kind), expected)
+
+
+# --- phases and the loop -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", list(objectives.TABLE))
+def test_no_gradient_reaches_whom_it_must_not(name):
+    for which, learner in (("student", "student"), ("fake", "fake")):
+        chosen = phase(name, which)
+        assert chosen.learns == (learner,)
+        nets = {
+            "student": Shift(0.4, 0.7),
+            "target": Gaussian(0.0, 1.0),
+            "fake": Gaussian(0.1, 0.9),
+        }
+        for key, net in nets.items():
+            net.requires_grad_(key in chosen.learns)
+        offered = {**nets, "draw": randoms(8), "memo": {}}
+        wanted = chosen.loss.__code__.co_varnames[: chosen.loss.__code__.co_argcount]
+        losses, logs = chosen.loss(**{key: offered[key] for key in wanted})
+        assert losses.shape == (8,)
+        assert all(v.shape == (8,) and not v.requires_grad for v in logs.values())
+        losses.sum().backward()
+        for key, net in nets.items():
+            touched = [p.grad is not None and bool(p.grad.abs() > 0) for p in net.parameters()]
+            assert all(touched) if key == learner else not any(touched), (which, key)
+
+
+@pytest.mark.parametrize("name", list(objectives.TABLE))
+@pytest.mark.parametrize("reuse", [True, False])
+def test_the_fake_phase_never_sees_the_students_graph(name, reuse):
+    """Even where nobody has frozen the student, the fake's samples carry no gradient to it."""
+    student, fake = Shift(0.4, 0.7), Gaussian(0.1, 0.9)
+    memo: dict[str, Tensor] = {}
+    losses_of(name, student, Gaussian(0.0, 1.0), fake, 8, memo=memo, reuse=reuse)
+    assert not memo["x_g"].requires_grad
+    loss = phase(name, "fake", reuse=reuse).loss(
+        student=student, fake=fake, draw=randoms(8, seed=1), memo=memo
+    )[0]
+    loss.sum().backward()
+    assert all(p.grad is None for p in student.parameters())
+    assert all(p.grad is not None for p in fake.parameters())
+
+
+def test_levels_reach_the_phase():
+    seen: list[Tensor] = []
+
+    def target(x: Tensor, sigma: Tensor) -> Tensor:
+        seen.append(sigma)
+        return x
+
+    losses_of("sid", Shift(0.0, 1.0), target, Gaussian(0.0, 1.0), 4000)
+    assert 0.0019 < seen[0].min() < 0.01 and 22 < seen[0].max() < 24.5
+
+
+def tiny_teacher():
+    return mixture.build(
+        means=[[[0.5, 0.3]], [[-0.4, 0.2]]],
+        bases=[[[[0.3, 0.0], [0.0, 0.1]]], [[[0.2, 0.1], [0.2, -0.1]]]],
+        labels=["a", "b"],
+        shape=SHAPE,
+        width=8,
+        device=CPU,
+    )
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_batch_loss_is_the_weighted_sum_over_the_batch_size(tmp_path, monkeypatch, accumulate):
+    """The gradient that the loop takes is d/dtheta sum_i weight_i l_i / B, for both networks."""
+    teacher = tiny_teacher()
+    concept = Concept("a", 0, "a", {1: 1.0}, "none")
+    rule = forgetting.override(teacher, [concept])
+    phases = objectives.TABLE["sid"].phases(sigma_init=2.5, reuse=False)
+    student, fake = teacher.make_student(), teacher.make_student()
+    torch.manual_seed(1)
+    for p in fake.parameters():
+        p.data.add_(0.1 * torch.randn_like(p))
+    weights = {"student": 0.3, "fake": 0.7}
+    numbers = np.arange(8)
+    batch = forgetting.draw_batch(
+        numbers, seed=3, retained=[1], concepts=[concept], share=0.5, shape=(1, 1, 2),
+        weight_student=0.3, weight_fake=0.7, device=CPU,
+    )  # fmt: skip
+    assert batch.is_forget.sum() == 4
+    expected = {}
+    for chosen in phases:
+        nets = {"student": student, "fake": fake}
+        for name, net in nets.items():
+            net.requires_grad_(name in chosen.learns)
+        draw = training.draw_for(3, chosen.name, numbers, SHAPE, CPU)
+        losses, _ = training.call(chosen, teacher, rule, nets, batch, draw, {})
+        row = torch.where(batch.is_forget, weights[chosen.name], 1.0)
+        learner = nets[chosen.name]
+        expected[chosen.name] = torch.autograd.grad(
+            (row * losses).sum() / 8, tuple(learner.parameters())
+        )
+    found: dict[str, list[Tensor]] = {}
+
+    def note(parameters):
+        parameters = list(parameters)
+        key = "student" if "student" not in found else "fake"
+        found[key] = [p.grad.clone() for p in parameters]
+        return torch.tensor(float("nan"))  # not finite: the loop steps nothing and stops
+
+    monkeypatch.setattr(state, "gradient_norm", note)
+    with pytest.raises(state.Stopped):
+        training.train(
+            teacher, rule, phases, student=student, fake=fake, retained=[1], concepts=[concept],
+            share=0.5, weight_student=0.3, weight_fake=0.7, total=8, batch=8,
+            accumulate=accumulate, lr_student=1e-3, lr_fake=1e-3, ema_images=0, seed=3,
+            folder=tmp_path, identity={}, tick=8, checkpoint=8, device=CPU,
+        )  # fmt: skip
+    for name, grads in expected.items():
+        for mine, theirs in zip(grads, found[name], strict=True):
+            torch.testing.assert_close(theirs, mine, rtol=1e-4, atol=1e-6)

@@ -1,0 +1,382 @@
+"""Adapters against the libraries and identities that they stand for."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from sfd import networks, schedules, teachers
+from sfd.teachers.ddpm import DDPMDenoiser, DiscreteTimes, predicted_x0
+from sfd.teachers.edm import EDMDenoiser
+
+CPU = torch.device("cpu")
+
+
+def one_line(error: pytest.ExceptionInfo) -> str:
+    text = str(error.value)
+    assert "\n" not in text
+    return text
+
+
+# --- x0 from eps and v, against diffusers' schedulers --------------------------------------------
+
+CHAINS = {
+    "linear": schedules.linear_betas(),
+    "scaled_linear": torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2,
+}
+
+
+@pytest.mark.parametrize("which", ["DDPMScheduler", "DDIMScheduler"])
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("chain", list(CHAINS))
+def test_x0_equals_diffusers(which, kind, chain):
+    import diffusers
+
+    start, end = (1e-4, 0.02) if chain == "linear" else (0.00085, 0.012)
+    scheduler = getattr(diffusers, which)(
+        num_train_timesteps=1000,
+        beta_schedule=chain,
+        beta_start=start,
+        beta_end=end,
+        prediction_type=kind,
+        clip_sample=False,
+    )
+    scheduler.set_timesteps(1000)
+    sigmas, generator = schedules.vp_sigmas(CHAINS[chain]), torch.Generator().manual_seed(0)
+    for t in (1, 38, 500, 980):
+        x_t = torch.randn(2, 3, 4, 4, generator=generator)
+        output = torch.randn(2, 3, 4, 4, generator=generator)
+        theirs = scheduler.step(output, t, x_t, generator=generator).pred_original_sample
+        sigma = sigmas[t].float().expand(2)
+        seen = {}
+
+        def predict(x, times, output=output, seen=seen):
+            seen.update(x=x, t=times)
+            return output
+
+        x = x_t * (1 + sigma.reshape(-1, 1, 1, 1) ** 2).sqrt()  # the VE view
+        times = DiscreteTimes(CHAINS[chain])
+        mine = predicted_x0(predict, x, sigma, times(sigma), kind)
+        torch.testing.assert_close(seen["x"], x_t, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(seen["t"], torch.full((2,), float(t)), rtol=0, atol=1e-2)
+        scale = float(sigma[0]) + 1
+        torch.testing.assert_close(mine, theirs, rtol=2e-4, atol=2e-4 * scale)
+
+
+def test_ddpm_denoiser_asks_its_network_at_the_right_time():
+    options = {"ch": 32, "ch_mult": [1, 1], "num_res_blocks": 1, "image_size": 8, "n_classes": 3}
+    torch.manual_seed(0)
+    denoiser = DDPMDenoiser(options=options).eval()
+    sigmas = schedules.vp_sigmas(schedules.linear_betas())
+    t = torch.tensor([38, 440])
+    sigma, x, cond = sigmas[t].float(), torch.randn(2, 3, 8, 8), torch.eye(3)[:2]
+    a = (1 + sigma**2).rsqrt().reshape(-1, 1, 1, 1)
+    with torch.no_grad():
+        expected = x - sigma.reshape(-1, 1, 1, 1) * denoiser.model(a * x, t.float(), cond)
+        torch.testing.assert_close(denoiser(x, sigma, cond), expected, rtol=1e-3, atol=1e-3)
+
+
+# --- EDM preconditioning -------------------------------------------------------------------------
+
+
+class Stub(nn.Module):
+    """F(y, c_noise, labels) = 2 y + c_noise, and a record of what it was shown."""
+
+    def forward(self, y, c_noise, labels):
+        self.seen = (y, c_noise, labels)
+        return 2 * y + c_noise.reshape(-1, 1, 1, 1)
+
+
+def edm(patch: int, sigma_data: float = 0.5) -> EDMDenoiser:
+    options = {"shape": (1, 2, 2), "label_dim": 2, "width": 4}
+    denoiser = EDMDenoiser(network="mlp", options=options, patch=patch, sigma_data=sigma_data)
+    denoiser.model = Stub()
+    return denoiser
+
+
+@pytest.mark.parametrize("patch", [1, 2, 4])
+@pytest.mark.parametrize("d", [0.5, 1.3])
+def test_edm_preconditioning(patch, d):
+    x = torch.randn(3, 2, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    sigma, cond = torch.tensor([0.01, 0.5, 40.0]), torch.eye(2)[[0, 1, 0]]
+    denoiser = edm(patch, d)
+    actual = denoiser(x.float(), sigma, cond)
+    s = sigma.double().reshape(-1, 1, 1, 1)
+    c_skip, c_out = d**2 / (s**2 + d**2), s * d / (s**2 + d**2).sqrt()
+    c_in, c_noise = 1 / (s**2 + d**2).sqrt(), s.log() / 4
+    expected = c_skip * x + c_out * (2 * c_in * x + c_noise)
+    torch.testing.assert_close(actual.double(), expected, rtol=1e-5, atol=1e-5)
+    y, noise, labels = denoiser.model.seen
+    assert y.shape == (3, 2 * patch**2, 8 // patch, 8 // patch)
+    torch.testing.assert_close(noise, c_noise.flatten().float())
+    assert torch.equal(labels, cond)
+    # each block of pixels is one position's channels: norm by block is kept, noise stays white
+    blocks = (c_in * x).reshape(3, 2, 8 // patch, patch, 8 // patch, patch)
+    torch.testing.assert_close(
+        y.double().square().sum(1), blocks.square().sum((1, 3, 5)), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_edm_is_float32_outside_under_autocast():
+    teacher = teachers.load(name="mixture", device=CPU)
+    student = teacher.make_student()
+    x, sigma, cond = torch.randn(2, 1, 4, 4), torch.tensor([0.1, 3.0]), teacher.encode([0, None])
+    full = student(x, sigma, cond)
+    teachers.set_precision(student, "bf16")
+    half = student(x, sigma, cond)
+    assert half.dtype == torch.float32 and not torch.equal(half, full)
+    torch.testing.assert_close(half, full, rtol=0.05, atol=0.05)
+    teachers.set_precision(student, "fp32")
+    assert torch.equal(student(x, sigma, cond), full)
+
+
+# --- diffusers folders ---------------------------------------------------------------------------
+
+CHAIN = {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02}
+
+
+def unet(rows: int | None = 4):
+    from diffusers import UNet2DModel
+
+    torch.manual_seed(0)
+    return UNet2DModel(
+        sample_size=8,
+        in_channels=3,
+        out_channels=3,
+        block_out_channels=(8, 16),
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        norm_num_groups=4,
+        attention_head_dim=4,
+        num_class_embeds=rows,
+    ).eval()
+
+
+def folder(root, rows: int | None = 4, **scheduler):
+    net = unet(rows)
+    net.save_pretrained(root / "unet")
+    (root / "scheduler").mkdir()
+    chain = {"_class_name": "DDPMScheduler", "num_train_timesteps": 1000, **CHAIN, **scheduler}
+    (root / "scheduler" / "scheduler_config.json").write_text(json.dumps(chain))
+    return net
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_diffusers_folder_equals_the_unet_run_directly(tmp_path, prediction):
+    net = folder(tmp_path, prediction_type=prediction)
+    teacher = teachers.load(
+        diffusers=str(tmp_path), options={"labels": ["a", "b", "c"]}, device=CPU
+    )
+    teachers.check(teacher, "diffusers")
+    assert teacher.shape == (3, 8, 8) and teacher.labels == ("a", "b", "c")
+    sigmas = schedules.vp_sigmas(schedules.linear_betas())
+    assert teacher.sigma_range == pytest.approx((sigmas[0].item(), sigmas[-1].item()))
+    t = torch.tensor([20, 300, 800])
+    x, sigma = torch.randn(3, 3, 8, 8), sigmas[t].float()
+    s = sigma.reshape(-1, 1, 1, 1)
+    a = (1 + s**2).rsqrt()
+    for raw, rows in (([0, 1, 2], [0, 1, 2]), ([None, 2, None], [3, 2, 3])):
+        with torch.no_grad():
+            output = net(a * x, t, class_labels=torch.tensor(rows)).sample
+            actual = teacher.denoiser(x, sigma, teacher.encode(raw))
+        expected = x - s * output if prediction == "epsilon" else a**2 * x - a * s * output
+        torch.testing.assert_close(actual, expected, rtol=2e-3, atol=2e-3)
+
+
+def test_diffusers_folder_without_null_row(tmp_path):
+    folder(tmp_path)
+    teacher = teachers.load(diffusers=str(tmp_path), device=CPU)
+    assert teacher.labels == ("0", "1", "2", "3")
+    teachers.check(teacher, "diffusers")
+
+
+def test_diffusers_unets_own_folder(tmp_path):
+    folder(tmp_path)
+    inner = teachers.load(diffusers=str(tmp_path / "unet"), device=CPU)
+    outer = teachers.load(diffusers=str(tmp_path), device=CPU)
+    x, sigma, cond = torch.randn(1, 3, 8, 8), torch.tensor([0.7]), outer.encode([2])
+    assert torch.equal(inner.denoiser(x, sigma, cond), outer.denoiser(x, sigma, cond))
+
+
+def test_diffusers_student_is_rebuilt_from_its_spec(tmp_path):
+    folder(tmp_path)
+    teacher = teachers.load(diffusers=str(tmp_path), device=CPU)
+    spec = json.loads(json.dumps(teacher.spec))
+    again = teachers.build_denoiser(spec).eval()
+    again.load_state_dict(teacher.make_student().state_dict())
+    x, sigma, cond = torch.randn(2, 3, 8, 8), torch.tensor([0.2, 5.0]), teacher.encode([0, 3])
+    assert torch.equal(again(x, sigma, cond), teacher.denoiser(x, sigma, cond))
+
+
+def test_diffusers_gradient_reaches_a_continuous_label(tmp_path):
+    folder(tmp_path)
+    teacher = teachers.load(diffusers=str(tmp_path), device=CPU)
+    cond = teacher.encode([0]).requires_grad_()
+    teacher.denoiser(torch.randn(1, 3, 8, 8), torch.tensor([1.0]), cond).sum().backward()
+    assert cond.grad is not None and cond.grad.abs().sum() > 0
+
+
+def load_error(path, **options) -> str:
+    with pytest.raises(ValueError) as caught:
+        teachers.load(diffusers=str(path), options=options, device=CPU)
+    return one_line(caught)
+
+
+def test_diffusers_folder_errors(tmp_path):
+    assert "not a diffusers folder" in load_error(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    assert "not a diffusers folder" in load_error(tmp_path / "empty")
+    good = tmp_path / "good"
+    folder(good)
+    assert "names 7" in load_error(good, labels=list("abcdefg"))
+    assert "unexpected keyword" in load_error(good, lables=["a"])
+    weights = good / "unet" / "diffusion_pytorch_model.safetensors"
+    data = weights.read_bytes()
+    weights.write_bytes(data[: len(data) // 2])
+    assert "truncated" in load_error(good)
+    weights.unlink()
+    assert "no such weights file" in load_error(good)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "message"),
+    [
+        ({"prediction_type": "sample"}, "prediction type 'sample'; known: epsilon, v_prediction"),
+        ({"beta_schedule": "squaredcos_cap_v2"}, "no betas called 'squaredcos_cap_v2'"),
+        ({"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr is set"),
+        ({"trained_betas": [0.1, 0.2]}, "trained_betas is set"),
+    ],
+)
+def test_diffusers_unknown_schedulers(tmp_path, scheduler, message):
+    folder(tmp_path, **scheduler)
+    assert message in load_error(tmp_path)
+
+
+def test_diffusers_unfit_networks(tmp_path):
+    folder(tmp_path / "none", rows=None)
+    assert "no plain class embedding" in load_error(tmp_path / "none")
+    folder(tmp_path / "other")
+    config = tmp_path / "other" / "unet" / "config.json"
+    data = json.loads(config.read_text())
+    config.write_text(json.dumps({**data, "_class_name": "UNet2DConditionModel"}))
+    assert "holds a UNet2DConditionModel" in load_error(tmp_path / "other")
+    config.write_text(json.dumps({**data, "block_out_channels": [8, 8]}))
+    assert "has shape" in load_error(tmp_path / "other")
+
+
+# --- a user's own teacher ------------------------------------------------------------------------
+
+MINE = """
+import torch
+from torch import nn
+from sfd import Teacher
+from sfd.teachers import one_hot
+
+class Half(nn.Module):
+    def __init__(self, scale):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(scale))
+    def forward(self, x, sigma, cond):
+        BODY
+
+def build(*, device, scale=0.5):
+    return Teacher(
+        name="mine", denoiser=Half(scale).to(device),
+        encode=lambda raw: one_hot(raw, 3, device), make_student=lambda: Half(scale).to(device),
+        shape=(1, 4, 4), labels=("a", "b", "c"), spec={}, sha256="0",
+    )
+
+def wrong(*, device):
+    return Half(0.5)
+"""
+
+
+def mine(root, body: str, name: str = "build", options=None):
+    (root / "mine.py").write_text(MINE.replace("BODY", body))
+    return teachers.load(factory=f"./mine.py:{name}", options=options or {}, device=CPU)
+
+
+def test_own_teacher_by_factory(tmp_path):
+    teacher = mine(tmp_path, "return self.scale * x", options={"scale": 0.25})
+    assert teacher.name == "mine"
+    x = torch.ones(1, 1, 4, 4)
+    torch.testing.assert_close(teacher.denoiser(x, torch.ones(1), teacher.encode([0])), 0.25 * x)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("return (self.scale * x).double()", "gives torch.float64"),
+        ("return self.scale * x[:, :, :2]", "the contract wants float32 [2, 1, 4, 4]"),
+        ("return self.scale * x / 0.0", "not finite"),
+        ("return self.scale * x + torch.rand(())", "not deterministic"),
+        ("return (self.scale * x).detach()", "no gradient flows"),
+        ("return self.scale * x.detach()", "no gradient flows"),
+    ],
+)
+def test_own_teachers_contract_violations_are_named(tmp_path, body, message):
+    with pytest.raises(ValueError) as caught:
+        mine(tmp_path, body)
+    assert message in one_line(caught)
+
+
+def test_own_teachers_other_errors(tmp_path):
+    body = "return self.scale * x"
+    for name, options, message in (
+        ("wrong", {}, "returned Half, not sfd.Teacher"),
+        ("biuld", {}, "did you mean 'build'?"),
+        ("build", {"scales": 1}, "unexpected keyword"),
+    ):
+        with pytest.raises(ValueError) as caught:
+            mine(tmp_path, body, name, options)
+        assert message in one_line(caught)
+
+
+# --- names, files, conditions --------------------------------------------------------------------
+
+
+def test_loading_errors(tmp_path):
+    for source, message in (
+        ({"name": "mixtrue"}, "did you mean 'mixture'?"),
+        ({"name": "mixture", "options": {"widht": 3}}, "unexpected keyword"),
+        ({"file": str(tmp_path / "none.safetensors")}, "no such weights file"),
+        ({"file": "x", "options": {"a": 1}}, "takes no options"),
+    ):
+        with pytest.raises(ValueError) as caught:
+            teachers.load(**source, device=CPU)
+        assert message in one_line(caught)
+    with pytest.raises(ValueError, match="no denoiser called 'edn'"):
+        teachers.build_denoiser({"kind": "edn"})
+
+
+@pytest.mark.parametrize("name", teachers.embedded())
+def test_embedded_teachers_keep_the_contract(name):
+    teacher = teachers.load(name=name, device=CPU)
+    teachers.check(teacher, name)
+    assert not any(p.requires_grad for p in teacher.denoiser.parameters())
+
+
+def test_one_hot():
+    rows = teachers.one_hot([0, None, 2, 1], 3, CPU, null=(1,))
+    assert rows.tolist() == [[1, 0, 0], [0, 0, 0], [0, 0, 1], [0, 0, 0]]
+    assert teachers.one_hot([], 3, CPU).shape == (0, 3)
+    for label in (3, -1):
+        with pytest.raises(ValueError, match=f"label {label} is outside"):
+            teachers.one_hot([label], 3, CPU)
+
+
+def test_uint8_round_trip():
+    images = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
+    x0 = teachers.from_uint8(images)
+    assert x0.shape == (1, 1, 16, 16) and x0.min() == -1 and x0.max() == 1
+    assert np.array_equal(teachers.to_uint8(x0), images)
+    assert teachers.to_uint8(torch.full((1, 1, 1, 1), 9.0)).item() == 255
+    assert teachers.to_uint8(torch.full((1, 1, 1, 1), -9.0)).item() == 0
+
+
+def test_networks_by_name():
+    with pytest.raises(ValueError, match="no network called 'unet'"):
+        networks.build("unet")

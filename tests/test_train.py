@@ -1,0 +1,177 @@
+"""Trajectories: resumed equals uninterrupted, parts equal the whole, processes equal one."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from sfd import checkpoints, configs, jobs, state
+
+CPU = torch.device("cpu")
+SHORT = ("train.images=6400", "train.tick=640", "train.checkpoint=1280", "train.watch=0")
+
+
+def train(folder, *overrides, on=None, recipe="smoke"):
+    plan = configs.load(recipe, [*SHORT, *overrides])
+    job = jobs.prepare(recipe, plan, CPU)
+    jobs.train_job(
+        job,
+        Path(folder),
+        device=CPU,
+        force=False,
+        say=lambda text: None,
+        progress=on or (lambda *a: None),
+    )
+    return weights(folder)
+
+
+def weights(folder):
+    return checkpoints.read_tensors(Path(folder) / "student.safetensors")[0]
+
+
+def assert_same(a, b):
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def assert_near(a, b, atol):
+    assert a.keys() == b.keys()
+    worst = max(float((a[k] - b[k]).abs().max()) for k in a)
+    assert worst < atol, worst
+
+
+def stats(folder):
+    return [json.loads(line) for line in (Path(folder) / "stats.jsonl").read_text().splitlines()]
+
+
+def test_same_seed_same_weights_other_seed_others():
+    a, b, c = train("a"), train("b"), train("c", "train.seed=1")
+    assert_same(a, b)
+    assert any(not torch.equal(a[k], c[k]) for k in a)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_resumed_after_a_signal_equals_uninterrupted(number):
+    whole = train("whole")
+
+    def kill(what, done, total):
+        if done == 3200:
+            os.kill(os.getpid(), number)
+
+    with pytest.raises(state.Stopped) as stopped:
+        train("parts", on=kill)
+    assert stopped.value.code == 128 + number
+    assert not Path("parts/student.safetensors").exists()
+    assert_same(whole, train("parts"))
+    drop = [{k: v for k, v in line.items() if k != "seconds"} for line in stats("whole")]
+    again = [{k: v for k, v in line.items() if k != "seconds"} for line in stats("parts")]
+    assert drop == again
+
+
+def test_resumed_after_kill_9_equals_uninterrupted():
+    whole = train("whole")
+    command = [sys.executable, "-m", "sfd", "train", "smoke", *SHORT, "out=parts"]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    while process.poll() is None and not Path("parts/state/state.safetensors").exists():
+        pass
+    process.kill()
+    process.wait()
+    assert Path("parts/state/state.safetensors").exists()
+    assert_same(whole, train("parts"))
+
+
+def test_accumulated_parts_equal_the_whole_batch():
+    assert_near(train("whole"), train("parts", "train.accumulate=4"), 2e-4)
+
+
+def test_two_processes_follow_one():
+    one = train("one")
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes=2"]
+    command += ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
+    command += ["-m", "sfd", "train", "smoke", *SHORT, "out=two", "--device", "cpu"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=250, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert_near(one, weights("two"), 2e-4)
+    first, second = stats("one"), stats("two")
+    assert [line["nimg"] for line in first] == [line["nimg"] for line in second]
+    for a, b in zip(first, second, strict=True):
+        assert a["loss_fake"] == pytest.approx(b["loss_fake"], rel=1e-3)
+
+
+def test_not_finite_stops_and_keeps_the_last_state():
+    def spoil(what, done, total):
+        if done == 3200:
+            optimizers[0].param_groups[0]["betas"] = (0.0, float("nan"))
+
+    optimizers = []
+    made = torch.optim.Adam.__init__
+
+    def remember(self, *args, **options):
+        made(self, *args, **options)
+        optimizers.append(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.Adam, "__init__", remember)
+        with pytest.raises(state.Stopped, match="not finite at image") as stopped:
+            train("run", on=spoil)
+    assert stopped.value.code == 5
+    assert "last checkpoint is kept" in str(stopped.value)
+    whole = train("whole")
+    assert_same(whole, train("run"))  # the checkpoint before it is sound, and resumes
+
+
+def test_two_stage_starts_from_student_and_fake_and_keeps_the_teacher_as_target(monkeypatch):
+    train("runs/first", "concepts=[]", "forgetting={rule: none, share: 0}")
+    loaded = {}
+    original = jobs._load_start
+
+    def spy(job, folder, student, fake):
+        original(job, folder, student, fake)
+        loaded.update(student=student.state_dict(), fake=fake.state_dict(), job=job)
+
+    monkeypatch.setattr(jobs, "_load_start", spy)
+    train("second", "start=runs/first", "train.images=128", "train.lr_student=1e-9")
+    first = weights("runs/first")
+    assert_near(first, {k: v.clone() for k, v in loaded["student"].items()}, 1e-5)
+    held, _ = checkpoints.read_tensors(Path("runs/first/state/state.safetensors"))
+    assert any(not torch.equal(loaded["student"][k], held[f"fake.{k}"]) for k in loaded["student"])
+    assert loaded["job"].teacher.name == "mixture"
+
+
+def test_sequential_requests_keep_the_earlier_concept():
+    Path("concepts").mkdir()
+    Path("concepts/top.yaml").write_text(
+        "version: 1\nkind: class\nforget: {label: 2, name: top}\n"
+        "override: {label: 3, name: bottom}\nclassifier: mixture\n"
+    )
+    train("runs/one")
+    plan = configs.load("smoke", [*SHORT, "start=runs/one", "concepts=[top]"])
+    job = jobs.prepare("smoke", plan, CPU)
+    assert [c.name for c in job.concepts] == ["mixture-left", "top"]
+    assert job.retained == [1, 3]
+
+
+def test_a_folder_of_another_recipe_is_refused():
+    train("run")
+    with pytest.raises(ValueError, match="run of another recipe"):
+        train("run", "train.lr_student=0.5")
+
+
+def test_start_from_another_teacher_is_refused():
+    train("runs/first", "concepts=[]", "forgetting={rule: none, share: 0}")
+    with pytest.raises(ValueError, match="another teacher"):
+        train("second", "start=runs/first", "teacher.options={floor: 0.06}")
+
+
+def test_the_released_file_holds_the_student_alone():
+    train("run")
+    tensors, meta = checkpoints.read_tensors(Path("run/student.safetensors"))
+    card = checkpoints.read_card(meta, "run")
+    assert card["role"] == "student"
+    assert all(key.startswith("model.") for key in tensors)
+    assert card["concepts"][0]["name"] == "mixture-left"
