@@ -5,15 +5,22 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
+import torch
 
-from sfd import classifiers, content
-from sfd.classifiers import NONE, Architecture, Calibration, Card, Classifier, Input, Training
-
-if TYPE_CHECKING:
-    import torch
+from sfd import checkpoints, classifiers, content
+from sfd.classifiers import (
+    NONE,
+    Architecture,
+    Calibration,
+    Card,
+    Classifier,
+    Input,
+    Training,
+    timm_models,
+)
 
 Progress = Callable[[str, int, int], None]
 """`progress(what, batches done, batches in all)`."""
@@ -144,7 +151,7 @@ def train_classifier(
             device=device,
             progress=None if progress is None else partial(progress, what),
         )
-        state = classifiers.halved(model.state_dict())
+        state = checkpoints.halved(model.state_dict())
         model.load_state_dict(state)
         card = Card(
             version=1,
@@ -156,7 +163,7 @@ def train_classifier(
             input=to,
             licence=licence,
         )
-        return state, Classifier(card, classifiers.timm_network(model, to, device))
+        return state, Classifier(card, timm_models.network(model, to, device))
 
     called = np.zeros((len(images), len(names)), bool)
     if folds:
@@ -268,9 +275,8 @@ def _fit(
     precision: str,
     device: str,
     progress: Callable[[int, int], None] | None,
-) -> "torch.nn.Module":
+) -> torch.nn.Module:
     """One training run. The caller's random state is left as it was."""
-    import torch
     from torch.nn.functional import cross_entropy
 
     steps = len(images) // batch * epochs
@@ -279,11 +285,11 @@ def _fit(
     reach = (2 * shift / images.shape[2], 2 * shift / images.shape[1])
     with torch.random.fork_rng(devices=[device] if device.startswith("cuda") else []):
         torch.manual_seed(seed)
-        model = classifiers.build_timm(
+        model = timm_models.build(
             architecture, channels=to.channels, labels=classes, where="this architecture"
         )
         model = model.to(device=device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        _check_size(model, architecture.arch, classifiers.prepare(images[:1], to, device))
+        _check_size(model, architecture.arch, timm_models.prepare(images[:1], to, device))
         optimiser = torch.optim.AdamW(
             [
                 {"params": [p for p in model.parameters() if p.ndim > 1]},
@@ -297,7 +303,7 @@ def _fit(
             for group in optimiser.param_groups:
                 group["lr"] = lr * _one_cycle(step / steps)
             x = _moved(
-                classifiers.prepare(images[rows], to, device), to, reach, rotate, scale, flip
+                timm_models.prepare(images[rows], to, device), to, reach, rotate, scale, flip
             )
             with torch.autocast(device.split(":")[0], torch.bfloat16, precision == "bf16"):
                 logits = model(x.contiguous(memory_format=torch.channels_last))
@@ -312,9 +318,7 @@ def _fit(
     return model
 
 
-def _check_size(model: "torch.nn.Module", arch: str, x: "torch.Tensor") -> None:
-    import torch
-
+def _check_size(model: torch.nn.Module, arch: str, x: torch.Tensor) -> None:
     try:
         with torch.no_grad():
             model.eval()(x)
@@ -340,19 +344,18 @@ def _one_cycle(t: float, warm: float = 0.2) -> float:
 
 
 def _moved(
-    x: "torch.Tensor",
+    x: torch.Tensor,
     to: Input,
     reach: tuple[float, float],
     rotate: float,
     scale: float,
     flip: bool,
-) -> "torch.Tensor":
+) -> torch.Tensor:
     """Each image under its own random affine map, black coming in from outside.
 
     `x` `[B, C, S, S]`, prepared; `reach` is the largest shift (x, y) in units of half the side.
     Draws from torch's global generator.
     """
-    import torch
     from torch.nn.functional import affine_grid, grid_sample
 
     if not (any(reach) or rotate or scale or flip):

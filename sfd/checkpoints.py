@@ -32,6 +32,18 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise ValueError(f"{path}: truncated or not a safetensors file: {error}") from None
 
 
+def halved(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict as it is stored: floating point in half precision, on the CPU.
+
+    Raises ValueError where a weight does not fit half precision.
+    """
+    out = {k: (v.half() if v.is_floating_point() else v).detach().cpu() for k, v in tensors.items()}
+    worst = next((k for k, v in out.items() if not torch.isfinite(v).all()), None)
+    if worst is not None:
+        raise ValueError(f"{worst!r} is not finite in half precision; lower the learning rate")
+    return out
+
+
 def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
     """Copy tensors into a module whose names and shapes must be exactly these.
 
@@ -55,9 +67,7 @@ def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], where: str) 
 
 def write_model(path: Path, module: nn.Module, card: Mapping[str, Any], *, half: bool) -> None:
     """Write a network with the card that rebuilds it (JSON in the metadata, key `sfd`)."""
-    tensors = module.state_dict()
-    if half:
-        tensors = {k: v.half() if v.is_floating_point() else v for k, v in tensors.items()}
+    tensors = halved(module.state_dict()) if half else module.state_dict()
     write_tensors(path, tensors, {"sfd": json.dumps(card, sort_keys=True)})
 
 

@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -173,8 +174,14 @@ def restore(run: Run, folder: Path, identity: Mapping[str, Any]) -> bool:
 
 @contextmanager
 def signals() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM instead of dying of them; a second SIGINT is not held back."""
+    """Collects SIGINT and SIGTERM instead of dying of them; a second SIGINT is not held back.
+
+    In a thread other than the main one Python takes no signals, and none are collected.
+    """
     caught: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield caught
+        return
 
     def note(number: int, frame: FrameType | None) -> None:
         if caught and number == signal.SIGINT:

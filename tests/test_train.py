@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -175,3 +176,12 @@ def test_the_released_file_holds_the_student_alone():
     assert card["role"] == "student"
     assert all(key.startswith("model.") for key in tensors)
     assert card["concepts"][0]["name"] == "mixture-left"
+
+
+def test_a_run_may_be_started_in_a_thread():
+    def body():
+        with state.signals() as caught:
+            return list(caught)
+
+    with ThreadPoolExecutor() as pool:
+        assert pool.submit(body).result() == []

@@ -1,6 +1,7 @@
 """Teachers: pretrained diffusion models behind one denoiser contract (`contract.py`)."""
 
 import copy
+import inspect
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -87,9 +88,10 @@ def load(
 
 def _called(build: Any, options: Mapping[str, Any], device: torch.device, where: str) -> Teacher:
     try:
-        return build(device=device, **options)
+        inspect.signature(build).bind(device=device, **options)
     except TypeError as error:
         raise ValueError(f"teacher {where}: {error}") from None
+    return build(device=device, **options)
 
 
 def check(teacher: Teacher, where: str) -> None:

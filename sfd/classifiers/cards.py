@@ -1,0 +1,243 @@
+"""The only reader and writer of classifier cards: what a classifier is and how good it is."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import pydantic
+import yaml
+
+from sfd import content, metrics
+from sfd.content import Strict
+
+if TYPE_CHECKING:
+    import torch
+
+CARD, WEIGHTS = "card.yaml", "weights.safetensors"
+NONE = "none"
+"""The name, in calibration data, of images that show no label of the card."""
+
+
+class Count(Strict):
+    """k of n, with its two-sided 95 % interval."""
+
+    k: int = pydantic.Field(ge=0)
+    n: int = pydantic.Field(gt=0)
+    ci95: tuple[float, float]
+
+
+class Calibration(Strict):
+    """What a classifier called on labelled images that its weights had not seen.
+
+    `confusion[truth][j]` is on how many of the `images[truth]` images of that truth the label
+    number j was called. From it follow `sensitivity[label]` (called on its own images) and
+    `false_positive[label]` (called on images of everything else).
+    """
+
+    data: str
+    how: str
+    images: dict[str, int]
+    confusion: dict[str, list[int]]
+    accuracy: Count
+    sensitivity: dict[str, Count]
+    false_positive: dict[str, Count]
+
+
+class Architecture(Strict):
+    """`timm.create_model(arch, num_classes=..., in_chans=..., **kwargs)`."""
+
+    arch: str
+    kwargs: dict[str, Any] = {}
+
+
+class Input(Strict):
+    """What the network takes: square images, scaled to [0, 1], then (x - mean) / std."""
+
+    size: int = pydantic.Field(gt=0)
+    channels: Literal[1, 3]
+    mean: list[float]
+    std: list[float]
+    resize: Literal["bilinear"] = "bilinear"
+
+    @pydantic.model_validator(mode="after")
+    def _fits(self) -> Self:
+        if not len(self.mean) == len(self.std) == self.channels or min(self.std) <= 0:
+            raise ValueError(f"mean and std need {self.channels} numbers each, std above 0")
+        return self
+
+
+class Training(Strict):
+    """How the weights came about. `command` is what to run, `images` how many it learned from."""
+
+    command: str
+    data: str
+    images: int
+    seed: int
+    seconds: float
+    versions: dict[str, str]
+
+
+class Card(Strict):
+    """What a classifier is, how good it is, on what, and under which licence.
+
+    `task` is 'classify' (it judges) or 'features' (it judges nothing, so that no network measures
+    both forgetting and quality). `threshold` is the probability from which a label counts as
+    called; null means that the most probable label is called, and no other.
+    """
+
+    version: Literal[1]
+    name: str
+    task: Literal["classify", "features"]
+    labels: list[str] = pydantic.Field(min_length=2)
+    backend: str
+    architecture: Architecture | None = None
+    input: Input | None = None
+    threshold: float | None = pydantic.Field(default=None, gt=0, lt=1)
+    weights_sha256: str | None = None
+    licence: str
+    training: Training | None = None
+    calibration: Calibration | None = None
+
+    @pydantic.model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if len(set(self.labels)) < len(self.labels):
+            raise ValueError("labels: a label is given twice")
+        if self.calibration is not None:
+            block = self.calibration
+            again = measured(
+                self.labels, block.images, block.confusion, data=block.data, how=block.how
+            )
+            if not _same_counts(block, again):
+                raise ValueError("calibration: the rates do not follow from the confusion counts")
+        return self
+
+    def confused(self, truth: str, called: str) -> Count:
+        """On how many held-out images of `truth` the label `called` was called.
+
+        `truth` and `called` are labels of the card (`truth` may be 'none'). Raises ValueError
+        where that was never measured.
+        """
+        if called not in self.labels:
+            raise ValueError(
+                f"classifier {self.name} has no label {called!r}"
+                + content.did_you_mean(called, self.labels)
+            )
+        if self.calibration is None or truth not in self.calibration.images:
+            raise ValueError(
+                f"classifier {self.name} was never measured on images of {truth!r};"
+                f" run `sfd calibrate {self.name} DATA`"
+            )
+        block = self.calibration
+        return count(block.confusion[truth][self.labels.index(called)], block.images[truth])
+
+
+def count(k: int, n: int) -> Count:
+    """k of n with its 95 % interval, to six decimals."""
+    low, high = metrics.rate_interval(k, n)
+    return Count(k=k, n=n, ci95=(round(float(low), 6), round(float(high), 6)))
+
+
+def measured(
+    labels: list[str],
+    images: dict[str, int],
+    confusion: dict[str, list[int]],
+    *,
+    data: str,
+    how: str,
+) -> Calibration:
+    """The calibration that follows from confusion counts.
+
+    `images` says how many images of each truth there were; a truth is one of `labels`, or 'none'.
+    `confusion[truth]` has one count per label. Raises ValueError where the counts are not possible.
+    """
+    for truth, row in confusion.items():
+        if truth not in (*labels, NONE) or truth not in images:
+            raise ValueError(f"confusion: unknown row {truth!r}")
+        if len(row) != len(labels) or min(row) < 0 or max(row) > images[truth]:
+            raise ValueError(
+                f"confusion: row {truth!r} needs {len(labels)} counts up to {images[truth]}"
+            )
+    if set(images) != set(confusion) or len(confusion) < 2:
+        raise ValueError("confusion: needs a row for each of two or more kinds of images")
+
+    everything = sum(images.values())
+    sensitivity, false_positive, right = {}, {}, 0
+    for column, label in enumerate(labels):
+        hits = confusion[label][column] if label in confusion else 0
+        own = images.get(label, 0)
+        called = sum(row[column] for row in confusion.values())
+        right += hits
+        if own:
+            sensitivity[label] = count(hits, own)
+        false_positive[label] = count(called - hits, everything - own)
+    return Calibration(
+        data=data,
+        how=how,
+        images=images,
+        confusion=confusion,
+        accuracy=count(right, sum(n for truth, n in images.items() if truth != NONE)),
+        sensitivity=sensitivity,
+        false_positive=false_positive,
+    )
+
+
+def _same_counts(a: Calibration, b: Calibration) -> bool:
+    def pairs(x: Calibration) -> list[dict[str, tuple[int, int]]]:
+        blocks = ({"": x.accuracy}, x.sensitivity, x.false_positive)
+        return [{label: (c.k, c.n) for label, c in block.items()} for block in blocks]
+
+    return pairs(a) == pairs(b)
+
+
+def folder_of(name: str) -> Path:
+    """The folder of the classifier called `name`, or at that path. Raises ValueError if none."""
+    path = content.find("classifiers", name)
+    folder = path if path.is_dir() else path.parent
+    if not (folder / CARD).is_file():
+        raise ValueError(f"{folder}: no {CARD} in it; `sfd classifier DATA {folder}` makes one")
+    return folder
+
+
+def read_card(name: str) -> Card:
+    """The card of a classifier, by name or path. Raises ValueError in one line."""
+    return content.load(folder_of(name) / CARD, Card)
+
+
+class _Dumper(yaml.SafeDumper):
+    """A count with its interval goes on one line."""
+
+    def represent_mapping(self, tag: str, mapping: Any, flow_style: bool | None = None) -> Any:
+        one_line = True if "ci95" in dict(mapping) else flow_style
+        return super().represent_mapping(tag, mapping, one_line)
+
+
+def save(folder: Path, card: Card, state: "dict[str, torch.Tensor] | None" = None) -> Card:
+    """Write the card, and the weights if given (half precision); returns the card as written.
+
+    Each file is written atomically, the weights first.
+    """
+    if state is not None:
+        from sfd import checkpoints
+
+        checkpoints.write_tensors(folder / WEIGHTS, checkpoints.halved(state), {})
+        card = card.model_copy(update={"weights_sha256": content.sha256(folder / WEIGHTS)})
+    text = yaml.dump(
+        card.model_dump(mode="json"),
+        Dumper=_Dumper,
+        sort_keys=False,
+        width=100,
+        default_flow_style=None,
+        allow_unicode=True,
+    )
+    content.write_atomic(folder / CARD, text)
+    return card
+
+
+def write_calibration(name: str, block: Calibration, out: Path | None = None) -> Path:
+    """Write a measurement into a classifier's card, in its folder or in a copy at `out`."""
+    source = folder_of(name)
+    folder = out or source
+    card = read_card(name).model_copy(update={"calibration": block})
+    if folder != source and (source / WEIGHTS).is_file():
+        content.write_atomic(folder / WEIGHTS, (source / WEIGHTS).read_bytes())
+    save(folder, card)
+    return folder
