@@ -167,8 +167,8 @@ def pretrain(
     dry_run: DryRun = False,
     device: Device = None,
 ) -> None:
-    """Train a class-conditional teacher from labelled images."""
-    from sfd import configs, jobs, pretrain
+    """Train a teacher: class-conditional from labelled images, or text-to-image from captions."""
+    from sfd import configs, jobs, pretrain, pretrain_text
 
     rest = [t for t in overrides or [] if not t.startswith("out=")]
     outs = [t.removeprefix("out=") for t in overrides or [] if t.startswith("out=")]
@@ -177,10 +177,15 @@ def pretrain(
     if dry_run:
         _print_yaml({"folder": str(folder), **configs.plain(plan)}, False)
         return
+    where = jobs.device_of(device)
     with progress_bars() as progress:
-        file = pretrain.run(plan, folder, device=jobs.device_of(device), force=force,
-                            progress=progress)  # fmt: skip
-    say(f"{file}: use it with teacher: {{file: {file}}}")
+        if isinstance(plan, configs.TextTeacherRecipe):
+            made = pretrain_text.run(plan, folder, device=where, force=force, progress=progress)
+            key = "diffusers"
+        else:
+            made = pretrain.run(plan, folder, device=where, force=force, progress=progress)
+            key = "file"
+    say(f"{made}: use it with teacher: {{{key}: {made}}}")
 
 
 @app.command()

@@ -313,7 +313,7 @@ class _Watch:
     def look(self, average: nn.Module, nimg: int, seconds: float) -> None:
         """Draw from the average, judge, write one line and one sheet."""
         job = self.job
-        generate = sample.student_sampler(average, _card(job))
+        generate = sample.student_sampler(average, job.teacher)
         everything = list(range(len(job.teacher.labels)))
         seeds = np.arange(8)
         pictures = np.concatenate([generate([label] * 8, seeds) for label in everything])

@@ -10,7 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from sfd import content, noise, schedules, teachers
-from sfd.teachers import Raw, Teacher, one_hot, to_uint8
+from sfd.teachers import Raw, Teacher
+
+Denoiser = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(x, sigma, cond) -> x0, as the contract has it."""
 
 Generate = Callable[[Raw, np.ndarray], np.ndarray]
 """(conditions, seeds `[N]`) -> uint8 images `[N, H, W, C]`."""
@@ -29,7 +32,7 @@ def one_step(student: nn.Module, z: Tensor, cond: Tensor, sigma_init: float) -> 
 
 @torch.no_grad()
 def heun(
-    denoiser: nn.Module,
+    denoiser: Denoiser,
     z: Tensor,
     cond: Tensor,
     *,
@@ -54,7 +57,10 @@ def heun(
 
 
 def _batched(
-    draw: Callable[[Raw, Tensor], Tensor], shape: tuple[int, ...], device: torch.device, batch: int
+    draw: Callable[[Raw, Tensor], np.ndarray],
+    shape: tuple[int, ...],
+    device: torch.device,
+    batch: int,
 ) -> Generate:
     def generate(raw: Raw, seeds: np.ndarray) -> np.ndarray:
         seeds = np.asarray(seeds, np.int64)
@@ -63,33 +69,78 @@ def _batched(
         if len(seeds) and seeds.min() < 0:
             raise ValueError("seeds must not be negative")
         parts = [
-            to_uint8(draw(raw[i : i + batch], initial_noise(seeds[i : i + batch], shape, device)))
+            draw(raw[i : i + batch], initial_noise(seeds[i : i + batch], shape, device))
             for i in range(0, len(seeds), batch)
         ]
-        empty = np.zeros((0, *shape[1:], shape[0]), np.uint8)
-        return np.concatenate(parts) if parts else empty
+        return np.concatenate(parts) if parts else np.zeros((0, 1, 1, 1), np.uint8)
 
     return generate
 
 
-def teacher_sampler(teacher: Teacher, *, steps: int = 18, batch: int = 250) -> Generate:
+def guided(denoiser: Denoiser, null: Tensor, k: float) -> Denoiser:
+    """D(x, null) + k (D(x, cond) - D(x, null)); `null` one row. arXiv 2207.12598, eq. 6."""
+    if k == 1:
+        return denoiser
+
+    def guided_denoiser(x: Tensor, sigma: Tensor, cond: Tensor) -> Tensor:
+        both = torch.cat([null.expand_as(cond), cond])
+        without, within = denoiser(x.repeat(2, 1, 1, 1), sigma.repeat(2), both).chunk(2)
+        return without + k * (within - without)
+
+    return guided_denoiser
+
+
+def teacher_sampler(
+    teacher: Teacher, *, steps: int = 18, guidance: float = 1.0, batch: int = 250
+) -> Generate:
     """A teacher's own samples by `heun`."""
     device = next(teacher.denoiser.parameters(), torch.zeros(())).device
     low, high = teacher.sigma_range
 
-    def draw(raw: Raw, z: Tensor) -> Tensor:
-        cond = teacher.encode(raw)
-        return heun(teacher.denoiser, z, cond, steps=steps, sigma_min=low, sigma_max=high)
+    def draw(raw: Raw, z: Tensor) -> np.ndarray:
+        denoiser = guided(teacher.denoiser, teacher.encode([None]), guidance)
+        x0 = heun(denoiser, z, teacher.encode(raw), steps=steps, sigma_min=low, sigma_max=high)
+        return teacher.decode(x0)
 
     return _batched(draw, teacher.shape, device, batch)
+
+
+def one_step_sampler(
+    denoiser: nn.Module,
+    *,
+    encode: Callable[[Raw], Tensor],
+    decode: Callable[[Tensor], np.ndarray],
+    shape: tuple[int, ...],
+    sigma_init: float,
+    batch: int = 250,
+) -> Generate:
+    """One-step samples of a student."""
+    device = next(denoiser.parameters()).device
+
+    def draw(raw: Raw, z: Tensor) -> np.ndarray:
+        return decode(one_step(denoiser, z, encode(raw), sigma_init))
+
+    return _batched(draw, shape, device, batch)
+
+
+def student_sampler(denoiser: nn.Module, teacher: Teacher) -> Generate:
+    """One-step samples of a student of `teacher`."""
+    return one_step_sampler(
+        denoiser,
+        encode=teacher.encode,
+        decode=teacher.decode,
+        shape=teacher.shape,
+        sigma_init=teacher.sigma_init,
+    )
 
 
 @dataclass(frozen=True)
 class Student:
     """A released one-step generator.
 
-    `sample(labels, seeds)` draws uint8 images `[N, H, W, C]`: one label (an index, or None for no
-    class in particular) and one non-negative seed each. `card` is the file's metadata.
+    `sample(conditions, seeds)` draws uint8 images `[N, H, W, C]`: one condition (a label's index or
+    a prompt; None for nothing in particular) and one non-negative seed each. `card` is the file's
+    metadata.
     """
 
     denoiser: nn.Module
@@ -103,17 +154,6 @@ class Student:
         return self.card["labels"]
 
 
-def student_sampler(denoiser: nn.Module, card: dict[str, Any], *, batch: int = 250) -> Generate:
-    """One-step samples of a denoiser under a model file's card."""
-    device = next(denoiser.parameters()).device
-
-    def draw(raw: Raw, z: Tensor) -> Tensor:
-        cond = one_hot(raw, len(card["labels"]), device, card["without"])
-        return one_step(denoiser, z, cond, card["sigma_init"])
-
-    return _batched(draw, tuple(card["shape"]), device, batch)
-
-
 def load(path: str | Path, device: str = "cpu", batch: int = 250) -> Student:
     """A student from its file or its run folder. Raises ValueError if it is not one."""
     path = Path(path)
@@ -123,18 +163,28 @@ def load(path: str | Path, device: str = "cpu", batch: int = 250) -> Student:
     if card.get("role") != "student":
         raise ValueError(f"{path}: holds a {card.get('role')}, not a student")
     denoiser = denoiser.to(device)
-    return Student(
-        denoiser, card, content.sha256(path), student_sampler(denoiser, card, batch=batch)
+    encode, decode = teachers.interface(card, torch.device(device))
+    generate = one_step_sampler(
+        denoiser,
+        encode=encode,
+        decode=decode,
+        shape=tuple(card["shape"]),
+        sigma_init=card["sigma_init"],
+        batch=batch,
     )
+    return Student(denoiser, card, content.sha256(path), generate)
 
 
 __all__ = [
+    "Denoiser",
     "Generate",
     "Student",
+    "guided",
     "heun",
     "initial_noise",
     "load",
     "one_step",
+    "one_step_sampler",
     "student_sampler",
     "teacher_sampler",
 ]

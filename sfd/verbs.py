@@ -174,10 +174,10 @@ def _named(data: str, names: list[str], found: list[str]) -> list[str]:
 def listing() -> dict[str, list[str]]:
     """Names of everything that a recipe can name."""
     recipes = content.names("configs")
-    kinds = {n: configs.is_teacher(content.find("configs", n)) for n in recipes}
+    kinds = {n: configs.kind_of(content.find("configs", n)) for n in recipes}
     return {
-        "recipes": [n for n in recipes if not kinds[n]],
-        "teacher recipes": [n for n in recipes if kinds[n]],
+        "recipes": [n for n in recipes if kinds[n] is configs.Recipe],
+        "teacher recipes": [n for n in recipes if kinds[n] is not configs.Recipe],
         "concepts": content.names("concepts"),
         "classifiers": content.names("classifiers"),
         "suites": content.names("eval/suites"),
@@ -215,7 +215,7 @@ def _validate(path: Path) -> None:
         concepts.read(str(path))
     elif "claims" in data:
         suites.load(str(path))
-    elif data.get("kind") == "teacher":
+    elif configs.kind_of(path) is not configs.Recipe:
         configs.load_teacher(str(path))
     else:
         _validate_recipe(path)

@@ -16,6 +16,12 @@ from torch import Tensor, nn
 Raw = Sequence[Any]
 
 
+def to_uint8(x0: Tensor) -> np.ndarray:
+    """x0 `[B, C, H, W]` in [-1, 1] to uint8 `[B, H, W, C]`, rounded to the nearest grey level."""
+    scaled = ((x0.float() + 1) * 127.5).round().clamp(0, 255)
+    return scaled.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+
+
 @dataclass(frozen=True)
 class Teacher:
     """What training, sampling and the audit know of a pretrained model."""
@@ -23,11 +29,12 @@ class Teacher:
     name: str
     denoiser: nn.Module
     encode: Callable[[Raw], Tensor]
-    """Raw conditions (class indices, None for the null condition) to what the denoiser takes."""
+    """Raw conditions to what the denoiser takes: class indices, or prompts; None is the null."""
     make_student: Callable[[], nn.Module]
     """A new trainable denoiser, started from this teacher."""
     shape: tuple[int, int, int]
     labels: tuple[str, ...]
+    """Names of the classes; empty where conditions are prompts."""
     spec: dict[str, Any]
     """Plain data that rebuilds the student's architecture, for `teachers.build_denoiser`."""
     sha256: str
@@ -35,16 +42,8 @@ class Teacher:
     sigma_init: float = 2.5
     without: tuple[int, ...] = ()
     """Labels this teacher was trained without; its `encode` maps them to the null condition."""
-
-    def decode(self, x0: Tensor) -> np.ndarray:
-        """x0 `[B, C, H, W]` in [-1, 1] to uint8 `[B, H, W, C]`."""
-        return to_uint8(x0)
-
-
-def to_uint8(x0: Tensor) -> np.ndarray:
-    """x0 `[B, C, H, W]` in [-1, 1] to uint8 `[B, H, W, C]`, rounded to the nearest grey level."""
-    scaled = ((x0.float() + 1) * 127.5).round().clamp(0, 255)
-    return scaled.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    decode: Callable[[Tensor], np.ndarray] = to_uint8
+    """x0 `[B, C, H, W]` to uint8 images `[B, H, W, C]`."""
 
 
 def from_uint8(images: np.ndarray) -> Tensor:
