@@ -44,6 +44,7 @@ SIDEWAYS = {
     # 0
     ("objectives", "schedules"): "a phase draws its own noise levels",
     # 1
+    ("classifiers", "checkpoints"): "a judge's weights are a tensor file",
     ("features", "classifiers"): "a feature extractor is a classifier's last layer",
     # 2
     ("forgetting", "teachers"): "a rule sees the teacher's contract",

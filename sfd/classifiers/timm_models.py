@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import numpy as np
-import timm
 import torch
 from torch import Tensor, nn
 
@@ -34,6 +33,8 @@ def prepare(images: np.ndarray, to: Input, device: str = "cpu") -> Tensor:
 
 def build(architecture: Architecture, *, channels: int, labels: int, where: str) -> nn.Module:
     """An untrained timm model. Raises ValueError where timm does not know the name or a keyword."""
+    import timm
+
     if not timm.is_model(architecture.arch):
         raise ValueError(
             f"{where}: timm has no architecture {architecture.arch!r}"

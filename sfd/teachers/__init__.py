@@ -89,6 +89,9 @@ def load(
         diffusers = str(_WEIGHTS / name)
     if diffusers:
         folder = Path(diffusers).expanduser()
+        signs = ("model_index.json", "unet/config.json", "config.json")
+        if not any((folder / sign).is_file() for sign in signs):
+            raise ValueError(f"{folder}: not a diffusers folder: has none of {', '.join(signs)}")
         read = stable_diffusion.load if _is_pipeline(folder) else diffusers_unet.load
         return _called(partial(read, folder), options, device, diffusers)
     if options:
