@@ -180,6 +180,15 @@ class Forgetting(Strict):
     options: dict[str, Any] = {}
 
 
+class Guidance(Strict):
+    """k of D(null) + k (D(c) - D(null)), where the fake score learns, where it is asked, and in the
+    target (arXiv 2406.01561)."""
+
+    train: float = Field(1.0, ge=0)
+    fake: float = Field(1.0, ge=0)
+    target: float = Field(1.0, ge=0)
+
+
 class Training(Strict):
     """Distillation's numbers; counts are in images of the global batch."""
 
@@ -212,9 +221,12 @@ class Recipe(Strict):
     version: Literal[1]
     teacher: TeacherRef
     concepts: list[str] = []
+    prompts: str | None = None
+    """The prompts that a text-to-image model is asked; those of the concepts are left out."""
     start: str | None = None
     objective: Named
     forgetting: Forgetting = Forgetting(rule="none", share=0.0)
+    guidance: Guidance = Field(default_factory=Guidance)
     train: Training
     audit: AuditPlan | None = None
     out: str | None = None

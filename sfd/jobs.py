@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from sfd import (
     teachers,
     train,
 )
-from sfd.concepts import Concept
+from sfd.concepts import AnyConcept
 from sfd.configs import Recipe
 from sfd.eval import Subject, audit, load_judge, suites
 from sfd.eval.subjects import of_student
@@ -54,8 +54,8 @@ class Job:
     name: str
     recipe: Recipe
     teacher: Teacher
-    concepts: list[Concept]
-    retained: list[int | None]
+    concepts: list[AnyConcept]
+    retained: list[Any]
     rule: Rule
     phases: tuple[Phase, ...]
     suite: suites.Suite | None
@@ -114,16 +114,15 @@ def prepare(name: str, recipe: Recipe, device: torch.device) -> Job:
         options=ref.options,
         device=device,
     )
-    kept = [i for i in range(len(teacher.labels)) if i not in teacher.without]
-    found = concepts.load(lineage(recipe), teacher.labels, kept)
-    forgotten = [c.label for c in found]
-    retained: list[int | None] = [i for i in kept if i not in forgotten]
-    if teacher.without:
-        retained.append(None)  # what its untaught labels are asked as
+    found, retained = _conditions(recipe, teacher)
     plan = recipe.forgetting
     row = plugins.resolve(forgetting.RULES, plan.rule, "rules")
     build_rule = row.build if isinstance(row, forgetting.Row) else row
-    rule = _built(build_rule, f"forgetting.options ({plan.rule})", plan.options, teacher, found)
+    null = teacher.encode([None])
+    target = replace(
+        teacher, denoiser=teachers.guided(teacher.denoiser, null, recipe.guidance.target)
+    )
+    rule = _built(build_rule, f"forgetting.options ({plan.rule})", plan.options, target, found)
     if found and not plan.share:
         raise ValueError("forgetting.share is 0, so no image would ever forget: raise it")
     objective = recipe.objective
@@ -134,6 +133,31 @@ def prepare(name: str, recipe: Recipe, device: torch.device) -> Job:
     suite = suites.load(recipe.audit.suite, recipe.audit.n) if recipe.audit else None
     return Job(name, recipe, teacher, found, retained, rule, tuple(phases), suite,
                configs.sha256(recipe))  # fmt: skip
+
+
+def _conditions(recipe: Recipe, teacher: Teacher) -> tuple[list[AnyConcept], list[Any]]:
+    """What a recipe forgets, all that it starts from included, and what it retains."""
+    if not teacher.labels:
+        found = concepts.load_prompts(lineage(recipe))
+        asked = concepts.read_prompts(recipe.prompts) if recipe.prompts else []
+        asked += [prompt for concept in found for prompt in concept.retain]
+        kept = [p for p in dict.fromkeys(asked) if not any(c.mentions(p) for c in found)]
+        if not kept:
+            raise ValueError("prompts: a text-to-image recipe needs a list of prompts to retain")
+        audited = {prompt.text for concept in found for prompt in concept.holdout}
+        both = next((p for p in kept if p in audited), None)
+        if both is not None:
+            raise ValueError(f"prompts: {both!r} is audited with, so it must not be trained with")
+        return list(found), kept
+    if recipe.prompts:
+        raise ValueError(f"prompts: {teacher.name} is asked in classes, remove this key")
+    kept = [i for i in range(len(teacher.labels)) if i not in teacher.without]
+    classes = concepts.load(lineage(recipe), teacher.labels, kept)
+    forgotten = [c.label for c in classes]
+    retained: list[Any] = [i for i in kept if i not in forgotten]
+    if teacher.without:
+        retained.append(None)  # what its untaught labels are asked as
+    return list(classes), retained
 
 
 def _built(build: Callable[..., Any], where: str, options: Mapping[str, Any], *args: Any) -> Any:
@@ -180,6 +204,8 @@ def train_job(
         fake=fake,
         retained=job.retained,
         concepts=job.concepts,
+        guidance_train=job.recipe.guidance.train,
+        guidance_fake=job.recipe.guidance.fake,
         share=plan.share,
         weight_student=plan.weight_student,
         weight_fake=plan.weight_fake,

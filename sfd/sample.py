@@ -10,10 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sfd import content, noise, schedules, teachers
-from sfd.teachers import Raw, Teacher
-
-Denoiser = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(x, sigma, cond) -> x0, as the contract has it."""
+from sfd.teachers import Raw, Teacher, guided
 
 Generate = Callable[[Raw, np.ndarray], np.ndarray]
 """(conditions, seeds `[N]`) -> uint8 images `[N, H, W, C]`."""
@@ -32,7 +29,7 @@ def one_step(student: nn.Module, z: Tensor, cond: Tensor, sigma_init: float) -> 
 
 @torch.no_grad()
 def heun(
-    denoiser: Denoiser,
+    denoiser: nn.Module,
     z: Tensor,
     cond: Tensor,
     *,
@@ -75,19 +72,6 @@ def _batched(
         return np.concatenate(parts) if parts else np.zeros((0, 1, 1, 1), np.uint8)
 
     return generate
-
-
-def guided(denoiser: Denoiser, null: Tensor, k: float) -> Denoiser:
-    """D(x, null) + k (D(x, cond) - D(x, null)); `null` one row. arXiv 2207.12598, eq. 6."""
-    if k == 1:
-        return denoiser
-
-    def guided_denoiser(x: Tensor, sigma: Tensor, cond: Tensor) -> Tensor:
-        both = torch.cat([null.expand_as(cond), cond])
-        without, within = denoiser(x.repeat(2, 1, 1, 1), sigma.repeat(2), both).chunk(2)
-        return without + k * (within - without)
-
-    return guided_denoiser
 
 
 def teacher_sampler(
@@ -176,10 +160,8 @@ def load(path: str | Path, device: str = "cpu", batch: int = 250) -> Student:
 
 
 __all__ = [
-    "Denoiser",
     "Generate",
     "Student",
-    "guided",
     "heun",
     "initial_noise",
     "load",

@@ -80,9 +80,9 @@ def test_guidance_is_the_formula(teacher):
     null = teacher.encode([None])
     with torch.no_grad():
         d, d0 = (teacher.denoiser(x, sigma, c) for c in (cond, null.expand_as(cond)))
-        found = sample.guided(teacher.denoiser, null, 3.0)(x, sigma, cond)
+        found = teachers.guided(teacher.denoiser, null, 3.0)(x, sigma, cond)
     assert torch.allclose(found, d0 + 3 * (d - d0), atol=1e-5)
-    assert sample.guided(teacher.denoiser, null, 1.0) is teacher.denoiser
+    assert teachers.guided(teacher.denoiser, null, 1.0) is teacher.denoiser
 
 
 def test_samples_are_images_and_repeat(teacher):

@@ -4,7 +4,8 @@
 verdicts, `audit` joins them.
 """
 
-from sfd.eval.audit import audit, load_judge
+from sfd.eval.audit import audit
+from sfd.eval.common import load_judge
 from sfd.eval.subjects import Subject
 from sfd.eval.suites import Suite
 

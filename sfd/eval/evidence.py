@@ -160,8 +160,12 @@ def corrected(
     classifier: Classifier,
     labels: Sequence[str],
     override: Mapping[int, float],
+    raw: tuple[metrics.Interval, metrics.Interval] | None = None,
 ) -> dict[str, Any]:
-    """The corrected rate with its interval and the counts it rests on; None and why if unknown."""
+    """The corrected rate with its interval and the counts it rests on; None and why if unknown.
+
+    `raw` replaces the binomial intervals of the raw rate (see `metrics.corrected_rate`).
+    """
     card, name = classifier.card, concept.label_name
     if card.calibration is None or name not in card.calibration.sensitivity:
         why = f"{card.name}'s sensitivity for {name!r} was never measured: run `sfd calibrate`"
@@ -170,7 +174,7 @@ def corrected(
     try:
         wrong = [card.confused(labels[label], name) for label in override]
         k_f, n_f = sum(c.k for c in wrong), sum(c.n for c in wrong)
-        out = metrics.corrected_rate(k, n, (hit.k, hit.n), (k_f, n_f), missing=missing)
+        out = metrics.corrected_rate(k, n, (hit.k, hit.n), (k_f, n_f), missing=missing, raw=raw)
     except ValueError as error:
         return {
             "corrected_rate": None,

@@ -65,3 +65,22 @@ def one_hot(raw: Raw, classes: int, device: torch.device, null: Sequence[int] = 
                 raise ValueError(f"label {label} is outside this model's 0 to {classes - 1}")
             row[int(label)] += 1.0
     return torch.from_numpy(rows).to(device)
+
+
+class Guided(nn.Module):
+    """D(x, null) + k (D(x, cond) - D(x, null)); `null` is one row. arXiv 2207.12598, eq. 6."""
+
+    def __init__(self, denoiser: nn.Module, null: Tensor, k: float):
+        super().__init__()
+        self.denoiser, self.k = denoiser, k
+        self.register_buffer("null", null, persistent=False)
+
+    def forward(self, x: Tensor, sigma: Tensor, cond: Tensor) -> Tensor:
+        both = torch.cat([self.get_buffer("null").expand_as(cond), cond])
+        without, within = self.denoiser(x.repeat(2, 1, 1, 1), sigma.repeat(2), both).chunk(2)
+        return without + self.k * (within - without)
+
+
+def guided(denoiser: nn.Module, null: Tensor, k: float) -> nn.Module:
+    """The denoiser under classifier-free guidance; itself where `k` is 1."""
+    return denoiser if k == 1 else Guided(denoiser, null, k)
