@@ -224,6 +224,9 @@ def audit(
     controls: Annotated[
         str | None, typer.Option(help="Build and audit the known answers of this recipe.")
     ] = None,
+    plan: Annotated[
+        str | None, typer.Option(help="How many samples this suite or recipe needs; draws none.")
+    ] = None,
     out: Out = None,
     device: Device = None,
     as_json: AsJson = False,
@@ -233,6 +236,10 @@ def audit(
 
     from sfd import jobs, verbs
 
+    if plan:
+        rows = verbs.plan_audit(plan)
+        say(json.dumps(rows, indent=1) if as_json else "\n".join(verbs.planning.lines(rows)))
+        return
     where = jobs.device_of(device)
     with progress_bars() as progress:
         if controls:

@@ -4,11 +4,13 @@
 sets two sides or several runs against each other, `distances` measures features.
 """
 
+from sfd.metrics.clusters import cluster_interval
 from sfd.metrics.comparisons import (
     goodness_of_fit,
     holm,
     noninferiority_p,
     paired_difference,
+    seed_spread,
     total_variation,
 )
 from sfd.metrics.distances import (
@@ -21,9 +23,12 @@ from sfd.metrics.distances import (
     moments,
     nn_radius,
     precision_recall,
+    relative_mmd,
     within_radius,
 )
+from sfd.metrics.planning import PERFECT, pass_probability, plan_samples, upper_limit
 from sfd.metrics.rates import (
+    Interval,
     clopper_pearson,
     corrected_rate,
     missing_bounds,
@@ -34,7 +39,10 @@ from sfd.metrics.rates import (
 )
 
 __all__ = [
+    "PERFECT",
+    "Interval",
     "clopper_pearson",
+    "cluster_interval",
     "corrected_rate",
     "excess_ratio",
     "fid",
@@ -49,10 +57,15 @@ __all__ = [
     "nn_radius",
     "noninferiority_p",
     "paired_difference",
+    "pass_probability",
+    "plan_samples",
     "precision_recall",
     "rate_interval",
+    "relative_mmd",
     "samples_to_settle",
+    "seed_spread",
     "total_variation",
+    "upper_limit",
     "verdict",
     "wilson",
     "within_radius",

@@ -4,9 +4,9 @@ import math
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import chdtrc, ndtr
+from scipy.special import chdtrc, ndtr, stdtrit
 
-from sfd.metrics.rates import wilson
+from sfd.metrics.rates import Result, tail, wilson
 
 Array = NDArray[np.float64]
 Estimate = tuple[float, float, float]
@@ -102,3 +102,22 @@ def goodness_of_fit(counts: ArrayLike, probs: ArrayLike, draws: int = 9999) -> f
     simulated = np.random.default_rng(0).multinomial(n, p, size=draws)
     above = ((simulated - n * p) ** 2 / (n * p)).sum(axis=1) >= statistic * (1 - 1e-9)  # or tied
     return float((1 + above.sum()) / (draws + 1))
+
+
+def seed_spread(estimates: ArrayLike, level: float = 0.95) -> Result:
+    """Mean, standard deviation (ddof=1) and two intervals of one estimate [n] per training seed.
+
+    ci95 (the key follows `level`): Student's interval for the mean over seeds. next95: for what one
+    further seed gives, wider by sqrt(n + 1), and never narrower however many seeds there were than
+    the spread between them. Both assume normal estimates. Raises ValueError below 2 seeds, or on
+    NaN. Hahn and Meeker, Statistical Intervals (1991), eq. 4.2 and 4.7.
+    """
+    x = np.asarray(estimates, dtype=np.float64)
+    if x.ndim != 1 or len(x) < 2 or not np.isfinite(x).all():
+        raise ValueError("give one finite estimate per training seed [n >= 2]: one shows no spread")
+    n, mean, sd = len(x), float(x.mean()), float(x.std(ddof=1))
+    t = float(stdtrit(n - 1, 1 - tail(level)))
+    out: Result = {"n": n, "mean": mean, "sd": sd}
+    for key, half in (("ci", t * sd / math.sqrt(n)), ("next", t * sd * math.sqrt(1 + 1 / n))):
+        out[f"{key}{100 * level:g}"] = [mean - half, mean + half]
+    return out
