@@ -160,7 +160,7 @@ def union(q, s, f, grid):
 def test_corrected_is_the_union_over_the_box(card, kn):
     result = metrics.corrected_rate(*kn, *card)
     grid = np.linspace(0, 1, 501)
-    possible = union(*(metrics.rate_interval(*c) for c in (kn, *card)), grid)
+    possible = union(metrics.rate_interval(*kn), *metrics.card_box(*card), grid)
     lo, hi = result["ci95"]
     assert result["card_fits"] == bool(possible.size)
     if possible.size:  # the grid of s and f is coarse inside the box, but it holds the corners
@@ -172,7 +172,7 @@ def test_corrected_is_the_union_over_the_box(card, kn):
 @pytest.mark.parametrize("kn", [(3, 400), (20, 400), (35, 100), (70, 100)])
 def test_corrected_corners_are_the_extremes_of_rogan_gladen(card, kn):
     """The same by the textbook formula, over all points of the box: no other corner is worse."""
-    box = [np.linspace(*metrics.rate_interval(*c), 21) for c in (kn, *card)]
+    box = [np.linspace(*i, 21) for i in (metrics.rate_interval(*kn), *metrics.card_box(*card))]
     q, s, f = np.meshgrid(*box, indexing="ij")
     t = (q - f) / (s - f)
     if t.max() >= 0 and t.min() <= 1:

@@ -29,6 +29,7 @@ from sfd.metrics.distances import (
 from sfd.metrics.planning import PERFECT, pass_probability, plan_samples, upper_limit
 from sfd.metrics.rates import (
     Interval,
+    card_box,
     clopper_pearson,
     corrected_rate,
     missing_bounds,
@@ -41,6 +42,7 @@ from sfd.metrics.rates import (
 __all__ = [
     "PERFECT",
     "Interval",
+    "card_box",
     "clopper_pearson",
     "cluster_interval",
     "corrected_rate",

@@ -4,7 +4,7 @@ from bisect import bisect_left
 
 from scipy.special import bdtr
 
-from sfd.metrics.rates import Card, Interval, Result, corrected_rate, rate_interval
+from sfd.metrics.rates import Card, Interval, Result, card_box, corrected_rate, rate_interval
 
 MOST = 10**9
 PERFECT: tuple[Card, Card] = (MOST, MOST), (0, MOST)
@@ -35,7 +35,7 @@ def pass_probability(
     ValueError as `corrected_rate`, and on a rate outside [0, 1].
     """
     shown = _shown(true_rate, sensitivity, false_positive)
-    f_lo = rate_interval(*false_positive, level)[0]
+    f_lo = card_box(sensitivity, false_positive, level)[1][0]
 
     def too_high(k: int) -> bool:
         raw = rate_interval(k, n, level)[1]
@@ -68,7 +68,7 @@ def upper_limit(
     """
     shown = _shown(true_rate, sensitivity, false_positive)
     corrected_rate(0, 1, sensitivity, false_positive, level)  # refuses a card that says nothing
-    s_lo, f_lo = (rate_interval(*c, level)[0] for c in (sensitivity, false_positive))
+    (s_lo, _), (f_lo, _) = card_box(sensitivity, false_positive, level)
     return shown, min((shown - f_lo) / (s_lo - f_lo), 1.0)
 
 

@@ -67,6 +67,18 @@ def missing_bounds(k: int, n: int, missing: int, level: float = 0.95) -> Interva
     return rate_interval(k, n, level)[0], rate_interval(k + missing, n, level)[1]
 
 
+def card_box(
+    sensitivity: Card, false_positive: Card, level: float = 0.95
+) -> tuple[Interval, Interval]:
+    """The intervals of a detector's sensitivity and false-positive rate that a correction takes.
+
+    The false positives' lower end is Clopper-Pearson's: it excuses hits, and Wilson's, which is
+    liberal at one or two of few images, let up to 9 % of leaks at the threshold pass.
+    """
+    exact = clopper_pearson(*false_positive, level)[0]
+    return rate_interval(*sensitivity, level), (exact, rate_interval(*false_positive, level)[1])
+
+
 def corrected_rate(
     k: int,
     n: int,
@@ -79,9 +91,10 @@ def corrected_rate(
     """The true rate behind k detections in n planned samples, for a detector that errs.
 
     `sensitivity` and `false_positive`: (hits, images) on real images with and without the concept.
-    A true rate t shows as the raw rate r = t s + (1 - t) f. With r, s, f in their intervals, t can
-    be iff t s_lo + (1 - t) f_lo <= r_hi and t s_hi + (1 - t) f_hi >= r_lo. Both are linear in t:
-    the union over the box runs from (r_lo - f_hi) / (s_hi - f_hi) to (r_hi - f_lo) / (s_lo - f_lo).
+    A true rate t shows as the raw rate r = t s + (1 - t) f. With r, s, f in their intervals
+    (`card_box`), t can be iff t s_lo + (1 - t) f_lo <= r_hi and t s_hi + (1 - t) f_hi >= r_lo. Both
+    are linear in t, and the union over the box runs from (r_lo - f_hi) / (s_hi - f_hi) to
+    (r_hi - f_lo) / (s_lo - f_lo).
     A lower s hides more true cases, a lower f excuses fewer hits, and both raise t. Guaranteed
     (Bonferroni) is a miss of at most 1.5 (1 - level) at each end; simulated cover exceeds `level`.
     A raw rate that no t explains (all below f_lo, or above s_hi) says the card was measured on
@@ -99,8 +112,8 @@ def corrected_rate(
     missing_bounds(k, n, missing, level)  # refuses impossible counts
     as_misses, as_hits = raw or (rate_interval(k, n, level), rate_interval(k + missing, n, level))
     raw_lo, raw_hi = as_misses[0], as_hits[1]
-    (s_lo, s_hi), s = rate_interval(*sensitivity, level), sensitivity[0] / sensitivity[1]
-    (f_lo, f_hi), f = rate_interval(*false_positive, level), false_positive[0] / false_positive[1]
+    s, f = (hits / images for hits, images in (sensitivity, false_positive))
+    (s_lo, s_hi), (f_lo, f_hi) = card_box(sensitivity, false_positive, level)
     if s_lo <= f_lo or s <= f:
         card = f"sensitivity {s:.3g} (from {s_lo:.3g}), false positives {f:.3g} (from {f_lo:.3g})"
         raise ValueError(f"{card}: not informative; calibrate on more images, or use another")
