@@ -125,11 +125,7 @@ def _main_job(
     job = jobs.prepare(name, recipe, jobs.device_of(device))
     if dry_run:
         resolved = {"folder": str(folder), "sha256": job.sha256, **configs.plain(recipe)}
-        resolved["all_concepts"] = {
-            c.name: {"forget": c.label_name, "override": {job.teacher.labels[k]: round(v, 4)
-                                                          for k, v in c.override.items()}}
-            for c in job.concepts
-        }  # fmt: skip
+        resolved["all_concepts"] = jobs.described(job)
         _print_yaml(resolved, as_json)
         return
     with progress_bars() as progress:
@@ -229,6 +225,9 @@ def audit(
     controls: Annotated[
         str | None, typer.Option(help="Build and audit the known answers of this recipe.")
     ] = None,
+    plan: Annotated[
+        str | None, typer.Option(help="How many samples this suite or recipe needs; draws none.")
+    ] = None,
     out: Out = None,
     device: Device = None,
     as_json: AsJson = False,
@@ -238,6 +237,10 @@ def audit(
 
     from sfd import jobs, verbs
 
+    if plan:
+        rows = verbs.plan_audit(plan)
+        say(json.dumps(rows, indent=1) if as_json else "\n".join(verbs.planning.lines(rows)))
+        return
     where = jobs.device_of(device)
     with progress_bars() as progress:
         if controls:

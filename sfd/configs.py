@@ -184,9 +184,9 @@ class Guidance(Strict):
     """k of D(null) + k (D(c) - D(null)), where the fake score learns, where it is asked, and in the
     target (arXiv 2406.01561)."""
 
-    train: float = Field(1.0, ge=0)
-    fake: float = Field(1.0, ge=0)
-    target: float = Field(1.0, ge=0)
+    train: float = Field(default=1.0, ge=0)
+    fake: float = Field(default=1.0, ge=0)
+    target: float = Field(default=1.0, ge=0)
 
 
 class Training(Strict):
@@ -226,7 +226,7 @@ class Recipe(Strict):
     start: str | None = None
     objective: Named
     forgetting: Forgetting = Forgetting(rule="none", share=0.0)
-    guidance: Guidance = Field(default_factory=Guidance)
+    guidance: Guidance = Guidance()
     train: Training
     audit: AuditPlan | None = None
     out: str | None = None

@@ -21,7 +21,7 @@ from sfd import (
     plugins,
     teachers,
 )
-from sfd.eval import suites
+from sfd.eval import planning, suites
 from sfd.eval.subjects import Subject, of_noise, of_student, of_teacher
 from sfd.jobs import Job, Progress, Say
 from sfd.teachers import Teacher
@@ -85,9 +85,13 @@ def run_controls(
             subject, job.suite, job.teacher, root / what, device=device, progress=progress
         )
 
-    original = audited(of_teacher(job.teacher, job.concepts, job.suite.teacher_steps), "original")
+    suite = job.suite
+    steps = suite.teacher_steps if isinstance(suite, suites.Suite) else suite.teacher.steps
+    original = audited(of_teacher(job.teacher, job.concepts, steps), "original")
     rows.append(_row("original", "FAIL", _status(original, "direct")))
-    noise = audited(of_noise(job.teacher.labels, job.concepts, job.teacher.shape), "noise")
+    height, width, channels = job.teacher.decode(torch.zeros(1, *job.teacher.shape))[0].shape
+    shape = (channels, height, width)
+    noise = audited(of_noise(job.teacher.labels, job.concepts, shape), "noise")
     rows.append(_row("noise", "FAIL", _status(noise, "validity")))
     gold = _gold(job, device=device, say=say, progress=progress)
     if gold is None:
@@ -120,11 +124,54 @@ def _gold(job: Job, *, device: torch.device, say: Say, progress: Progress) -> Pa
         return None
     recipe = configs.load(recipe_name)
     gold = jobs.prepare(recipe_name, recipe, device)
-    if set(gold.teacher.without) != {c.label for c in job.concepts}:
+    if set(gold.teacher.without) != {
+        c.label for c in job.concepts if isinstance(c, concepts.Concept)
+    }:
         return None
     folder = jobs.folder_of(recipe_name, recipe)
     jobs.train_job(gold, folder, device=device, force=False, say=say, progress=progress)
     return folder
+
+
+# --- plans of audits -----------------------------------------------------------------------------
+
+
+def plan_audit(name: str) -> list[planning.Row]:
+    """How many samples each rate claim of a suite, or of a recipe's audit, takes; nothing is drawn.
+
+    A suite is planned for every concept that its judge is named for. Raises ValueError where there
+    is none, or where a name is both a suite's and a recipe's.
+    """
+    kinds = [kind for kind in ("configs", "eval/suites") if name in content.names(kind)]
+    if len(kinds) > 1:
+        raise ValueError(f"{name}: both a recipe and a suite are called that; give a file's path")
+    kind = kinds[0] if kinds else "eval/suites"
+    path = content.find(kind, name)
+    if "claims" in content.read_yaml(path):
+        suite = suites.load(str(path))
+        if isinstance(suite, suites.PromptSuite):
+            raise ValueError(_NO_PLAN.format(name))
+        known = {n: concepts.read(n) for n in content.names("concepts")}
+        names = [n for n, file in known.items() if file.classifier == suite.judge]
+    else:
+        recipe = configs.load(str(path))
+        if recipe.audit is None:
+            raise ValueError(f"{name}: names no suite to plan; add audit: {{suite: NAME}}")
+        suite, names = suites.load(recipe.audit.suite, recipe.audit.n), jobs.lineage(recipe)
+    if isinstance(suite, suites.PromptSuite):
+        raise ValueError(_NO_PLAN.format(name))
+    if not names:
+        raise ValueError(f"{name}: no concept here is judged by {suite.judge}; plan a recipe")
+    card = classifiers.read_card(suite.judge)
+    # one by one: concepts that exclude each other in a run can be planned side by side
+    found = [c for n in names for c in concepts.load([n], card.labels)]
+    return planning.plan(suite, card, found)
+
+
+_NO_PLAN = (
+    "{}: plans are for suites of classes; over prompts, a rate below x needs at least 3.7/x held-out"
+    " prompts without a hit"
+)
 
 
 # --- references ----------------------------------------------------------------------------------

@@ -35,6 +35,7 @@ LAYERS = [
         "plan",
         "verbs",
         "jobs",
+        "watch",
     },
     # 4: surfaces
     {"report", "cli", "api"},
@@ -61,6 +62,9 @@ SIDEWAYS = {
     ("jobs", "sample"): "a job is the verbs in their order",
     ("jobs", "state"): "a job is the verbs in their order",
     ("jobs", "eval"): "a job is the verbs in their order",
+    ("watch", "eval"): "a look is a small audit",
+    ("watch", "sample"): "a look samples",
+    ("jobs", "watch"): "a job is looked at",
     ("verbs", "jobs"): "a verb reads what a job wrote",
     ("verbs", "eval"): "a verb audits",
     ("verbs", "train"): "validation measures one step",

@@ -15,6 +15,7 @@ from sfd import (
     sample,
 )
 from sfd.classifiers import Classifier
+from sfd.concepts import Concept
 from sfd.eval import claims, common, evidence, suites
 from sfd.eval.evidence import Drawn
 from sfd.eval.subjects import Subject
@@ -44,10 +45,11 @@ def audit(
     reference = suites.read_reference(suite.reference)
     labels = list(subject.labels)
     _check(suite, judges, reference, labels, teacher)
-    forgotten = [c.label for c in subject.concepts]
+    concepts = [c for c in subject.concepts if isinstance(c, Concept)]
+    forgotten = [c.label for c in concepts]
     gone = sorted({*forgotten, *subject.without})
     retained = [i for i in range(len(labels)) if i not in gone]
-    planned = suite.n.direct * len(subject.concepts) + suite.n.per_class * len(retained)
+    planned = suite.n.direct * len(concepts) + suite.n.per_class * len(retained)
     plan = content.hash_json({"suite": suite.model_dump(mode="json"), "labels": labels})
     count = common.counter(progress, planned)
 
@@ -69,7 +71,7 @@ def audit(
             progress=count,
         )
     asked: dict[str, Drawn] = {}
-    for concept in subject.concepts:
+    for concept in concepts:
         asked[concept.name] = evidence.draw(
             subject.generate,
             concept.label,
@@ -85,7 +87,7 @@ def audit(
     radius = metrics.nn_radius(reference.features, common.QUANTILE)
     margin = suite.claims.collateral.margin if suite.claims.collateral else 0.01
     found: dict[str, Any] = {"direct": {}, "validity": {}, "override": {}, "leaks": {}}
-    for concept in subject.concepts:
+    for concept in concepts:
         drawn = asked[concept.name]
         valid = evidence.validity(drawn, reference, radius, common.QUANTILE)
         found["validity"][concept.name] = valid
@@ -95,7 +97,7 @@ def audit(
         )
         found["override"][concept.name] = evidence.override(concept, drawn, labels)
         found["leaks"][concept.name] = evidence.leaks(concept, grid, before, labels, retained)
-    everything = grid | {c.label: asked[c.name] for c in subject.concepts}
+    everything = grid | {c.label: asked[c.name] for c in concepts}
     found["cross_leak"] = evidence.cross_leak(everything, labels)
     found["collateral"] = evidence.collateral(grid, before, reference, labels, retained, margin)
     baseline = {"what": f"teacher {teacher.name}, Heun", "nfe": 2 * suite.teacher_steps - 1}
@@ -105,7 +107,7 @@ def audit(
     found["hygiene"] = common.hygiene(subject, teacher)
     found["attacks"] = []
 
-    stated = claims.decide(suite, found, subject.concepts, subject.without)
+    stated = claims.decide(suite, found, concepts, subject.without)
     return common.conclude(
         subject,
         suite,
@@ -123,7 +125,7 @@ def audit(
                 "label_name": c.label_name,
                 "override": {labels[i]: p for i, p in c.override.items()},
             }
-            for c in subject.concepts
+            for c in concepts
         ],
         detectors=[
             common.detector(j, role) for j, role in zip(judges, ("judge", "second"), strict=True)

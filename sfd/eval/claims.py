@@ -125,7 +125,10 @@ def _direct(stated: Direct, concept: Concept, found: Mapping[str, Any], where: s
         status = metrics.verdict(low, high, stated.below)
         if status == "INCONCLUSIVE":
             more = metrics.samples_to_settle(found["k"], found["n"], stated.below)
-            why += f"; {more:,} samples would settle it" if more else ""
+            if "prompts" in found:
+                why += f"; more prompts than {found['prompts']:,} may settle it"
+            elif more:
+                why += f"; {more:,} samples would settle it"
     return {
         "id": f"direct<{concept.name}>",
         "concept": concept.name,

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from sfd import metrics
-from sfd.classifiers import Classifier
+from sfd.classifiers import Card, Classifier, Count
 from sfd.concepts import Concept
 from sfd.eval.suites import Reference
 from sfd.features import Extractor
@@ -113,6 +113,21 @@ def rate(k: int, n: int, missing: int = 0) -> dict[str, Any]:
     return {"k": k, "n": n, "failed": missing, "rate": k / n, "ci95": [low, high]}
 
 
+def rate_over_prompts(
+    hits: np.ndarray, images: np.ndarray, missing: np.ndarray
+) -> tuple[dict[str, Any], tuple[metrics.Interval, metrics.Interval]]:
+    """`rate` of hits `[P]` in the images planned `[P]` of P prompts, `missing` `[P]` not judged.
+
+    Its interval is over prompts. Also the two intervals that `corrected` takes as `raw`.
+    """
+    k, n, lost = int(hits.sum()), int(images.sum()), int(missing.sum())
+    as_misses = metrics.cluster_interval(hits, images)
+    as_hits = metrics.cluster_interval(hits + missing, images) if lost else as_misses
+    ends = [as_misses[0], as_hits[1]]
+    found = {"k": k, "n": n, "failed": lost, "rate": k / n, "ci95": ends, "prompts": len(hits)}
+    return found, (as_misses, as_hits)
+
+
 def direct(
     concept: Concept,
     drawn: Drawn,
@@ -164,16 +179,10 @@ def corrected(
 ) -> dict[str, Any]:
     """The corrected rate with its interval and the counts it rests on; None and why if unknown.
 
-    `raw` replaces the binomial intervals of the raw rate (see `metrics.corrected_rate`).
+    `raw`: see `metrics.corrected_rate`.
     """
-    card, name = classifier.card, concept.label_name
-    if card.calibration is None or name not in card.calibration.sensitivity:
-        why = f"{card.name}'s sensitivity for {name!r} was never measured: run `sfd calibrate`"
-        return {"corrected_rate": None, "corrected_ci95": None, "uncorrected_because": why}
-    hit = card.calibration.sensitivity[name]
     try:
-        wrong = [card.confused(labels[label], name) for label in override]
-        k_f, n_f = sum(c.k for c in wrong), sum(c.n for c in wrong)
+        hit, (k_f, n_f) = card_counts(classifier.card, concept.label_name, labels, override)
         out = metrics.corrected_rate(k, n, (hit.k, hit.n), (k_f, n_f), missing=missing, raw=raw)
     except ValueError as error:
         return {
@@ -189,6 +198,21 @@ def corrected(
         "sensitivity": hit.model_dump(mode="json"),
         "false_positive_rate": {"k": k_f, "n": n_f, "ci95": list(metrics.rate_interval(k_f, n_f))},
     }
+
+
+def card_counts(
+    card: Card, name: str, labels: Sequence[str], override: Mapping[int, float]
+) -> tuple[Count, tuple[int, int]]:
+    """A judge's sensitivity for `name`, and (hits, images) of what overrides it called so.
+
+    Raises ValueError where either was never measured.
+    """
+    if card.calibration is None or name not in card.calibration.sensitivity:
+        raise ValueError(
+            f"{card.name}'s sensitivity for {name!r} was never measured: run `sfd calibrate`"
+        )
+    wrong = [card.confused(labels[label], name) for label in override]
+    return card.calibration.sensitivity[name], (sum(c.k for c in wrong), sum(c.n for c in wrong))
 
 
 def override(concept: Concept, drawn: Drawn, labels: Sequence[str]) -> dict[str, Any]:

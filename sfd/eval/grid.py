@@ -1,7 +1,7 @@
 """Every combination of a prompt's factors: asked for, judged, and looked at factor by factor."""
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -51,12 +51,9 @@ class Answers:
 
     by_factor: tuple[Drawn, ...]
 
-    def rows(self, keep: np.ndarray) -> "Answers":
-        """Those of the images numbered or marked by `keep`."""
-        return Answers(tuple(_rows(drawn, keep) for drawn in self.by_factor))
 
-
-def _rows(drawn: Drawn, keep: np.ndarray) -> Drawn:
+def pick(drawn: Drawn, keep: np.ndarray) -> Drawn:
+    """The images numbered by `keep`."""
     return replace(
         drawn,
         probabilities=drawn.probabilities[keep],
@@ -172,7 +169,6 @@ class Shown:
         return {k: np.stack(v[: common.PER_SHEET]) for k, v in self.found.items()}
 
 
-
 def retained_cells(grid: Grid, forgotten: Sequence[PromptConcept]) -> list[int]:
     """Numbers of the combinations that ask for nothing forgotten."""
     return [
@@ -194,6 +190,7 @@ def factor_of(grid: Grid, concept: PromptConcept) -> int:
 
 
 def values_of(grid: Grid, factor: int) -> range:
+    """Where a factor's values stand among the labels of all."""
     start = grid.offsets[factor]
     return range(start, start + len(grid.judges[factor][0].card.labels))
 
@@ -214,23 +211,20 @@ def view_of(concept: PromptConcept, grid: Grid) -> Concept:
     return Concept(concept.name, label, concept.label_name, instead, concept.classifier)
 
 
-def rows_of(grid: Grid, cells: Sequence[int]) -> np.ndarray:
-    """Selects a later `repeat`: bool over cells."""
-    marks = np.zeros(len(grid.cells), bool)
-    marks[list(cells)] = True
-    return marks
+def rows_of(grid: Grid, answers: Answers, cells: Sequence[int]) -> np.ndarray:
+    """Numbers of the images of some combinations among the answers to the whole grid."""
+    per_cell = len(answers.by_factor[0].called) // len(grid.cells)
+    return np.concatenate([np.arange(i * per_cell, (i + 1) * per_cell) for i in cells])
 
 
 def by_value(grid: Grid, answers: Answers, kept: Sequence[int]) -> dict[int, Drawn]:
     """The retained images of each value of each factor that some retained cell has."""
-    per_cell = len(answers.by_factor[0].called) // len(grid.cells)
     out: dict[int, Drawn] = {}
     for factor, (drawn, offset) in enumerate(zip(answers.by_factor, grid.offsets, strict=True)):
         for label in values_of(grid, factor):
             cells = [i for i in kept if grid.cells[i].values[factor] + offset == label]
             if cells:
-                rows = np.concatenate([np.arange(i * per_cell, (i + 1) * per_cell) for i in cells])
-                out[label] = _rows(drawn, rows)
+                out[label] = pick(drawn, rows_of(grid, answers, cells))
     return out
 
 
@@ -247,6 +241,6 @@ def by_factor(reference: Reference, grid: Grid) -> Reference:
 
 
 def by_cell(grid: Grid, answers: Answers, kept: Sequence[int]) -> dict[int, Drawn]:
+    """The retained images of each combination."""
     drawn = answers.by_factor[0]
-    per_cell = len(drawn.called) // len(grid.cells)
-    return {i: _rows(drawn, np.arange(i * per_cell, (i + 1) * per_cell)) for i in kept}
+    return {i: pick(drawn, rows_of(grid, answers, [i])) for i in kept}

@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,6 @@ class TeacherSide:
     guidance: float
     tried: dict[str, float]
     """FID of each guidance on the suite's smaller number of images."""
-
 
 
 def teacher_side(

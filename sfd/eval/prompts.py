@@ -5,28 +5,39 @@ are; what is retained within the concept's own factor is UnlearnCanvas's in-doma
 that of the other factors its cross-domain retention (arXiv 2402.11846).
 """
 
-import itertools
-import json
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sfd import content, features, metrics
-from sfd.classifiers import Classifier
 from sfd.concepts import Concept, PromptConcept
-from sfd.eval import audit as common
-from sfd.eval import claims, evidence, suites
+from sfd.eval import claims, common, evidence, suites
 from sfd.eval.evidence import Drawn
+from sfd.eval.grid import (
+    Answers,
+    Grid,
+    Shown,
+    ask,
+    asked_of_cells,
+    build_grid,
+    by_cell,
+    by_factor,
+    by_value,
+    factor_of,
+    held_out,
+    pick,
+    retained_cells,
+    rows_of,
+    values_of,
+    view_of,
+)
+from sfd.eval.prompt_teacher import TeacherSide, teacher_side
 from sfd.eval.subjects import Subject
 from sfd.eval.suites import PromptSuite, Reference
-from sfd.sample import Generate
 from sfd.teachers import Teacher
-
-Progress = Callable[[str, int, int], None]
 
 
 def audit(
@@ -37,7 +48,7 @@ def audit(
     *,
     device: str = "cpu",
     controls: Sequence[dict[str, Any]] = (),
-    progress: Progress | None = None,
+    progress: common.Progress | None = None,
 ) -> dict[str, Any]:
     """Audit `subject` against its original `teacher`; the content of `audit.json`.
 
@@ -70,7 +81,7 @@ def audit(
     found: dict[str, Any] = {"direct": {}, "validity": {}, "override": {}, "leaks": {}}
     own = common.seeds_from(subject.sha256 + plan, n.direct)
     judged: list[Drawn] = list(after.by_factor)
-    by_value = [by_value(grid, answers, kept) for answers in (after, before.answers)]
+    values = [by_value(grid, answers, kept) for answers in (after, before.answers)]
     for concept, view in zip(forgotten, views, strict=True):
         factor = factor_of(grid, concept)
         texts, with_seeds = held_out(concept, n.direct, own)
@@ -89,7 +100,7 @@ def audit(
         drawn = answers.by_factor[factor]
         judged.append(drawn)
         gone = [i for i, cell in enumerate(grid.cells) if any(map(concept.mentions, cell.prompts))]
-        theirs = before.answers.rows(rows_of(grid, gone)).by_factor[factor]
+        theirs = pick(before.answers.by_factor[factor], rows_of(grid, before.answers, gone))
         inside = metrics.within_radius(drawn.features, reference.features, radius)
         found["validity"][concept.name] = evidence.validity(
             drawn, reference, radius, common.QUANTILE
@@ -99,17 +110,17 @@ def audit(
         )
         if view.override:
             found["override"][concept.name] = evidence.override(view, drawn, grid.labels)
-        of_factor = [i for i in by_value[0] if i in values_of(grid, factor)]
+        of_factor = [i for i in values[0] if i in values_of(grid, factor)]
         found["leaks"][concept.name] = evidence.leaks(
-            view, by_value[0], by_value[1], grid.labels, of_factor
+            view, values[0], values[1], grid.labels, of_factor
         )
-    found["cross_leak"] = evidence.cross_leak(by_value[0], grid.labels)
+    found["cross_leak"] = evidence.cross_leak(values[0], grid.labels)
     margin = suite.claims.collateral.margin if suite.claims.collateral else 0.02
-    retained = sorted(by_value[0])
+    retained = sorted(values[0])
     found["collateral"] = evidence.collateral(
-        by_value[0], by_value[1], by_factor(reference, grid), grid.labels, retained, margin
+        values[0], values[1], by_factor(reference, grid), grid.labels, retained, margin
     )
-    found["retention"] = _retention(grid, forgotten, by_value)
+    found["retention"] = _retention(grid, forgotten, values)
     found["quality"] = _quality(grid, kept, after, before, reference, suite)
     found["hygiene"] = common.hygiene(subject, teacher)
     found["attacks"] = []
