@@ -317,15 +317,34 @@ def calibrate(
     data: str,
     how: Annotated[str, typer.Option(help="Why the images are held out.")] = "held out",
     out: Annotated[str | None, typer.Option(help="Folder of the measured copy.")] = None,
+    impostors: Annotated[
+        str | None, typer.Option(help="Folder of images without the label: sets the threshold.")
+    ] = None,
+    false_match_rate: Annotated[
+        float, typer.Option(help="Share of the impostors that may reach the threshold.")
+    ] = 0.001,
+    label: Annotated[
+        str | None, typer.Option(help="What the impostors lack (default: the first label).")
+    ] = None,
     device: Device = None,
 ) -> None:
     """Measure a detector on labelled images and write the result into its card."""
     from sfd import calibrate as measures
     from sfd import classifiers, images, jobs
+    from sfd.eval import load_judge
 
-    detector = classifiers.load(name, str(jobs.device_of(device)))
-    block = measures.calibrate(detector, *images.read_labelled(data), data=data, how=how)
-    folder = classifiers.write_calibration(name, block, Path(out) if out else None)
+    detector = load_judge(name, str(jobs.device_of(device)))
+    labelled = images.read_labelled(data)
+    if impostors:
+        strangers, of = images.read_pictures(Path(impostors)), label or detector.card.labels[0]
+        least = measures.impostor_threshold(detector, strangers, false_match_rate, of)
+        detector = classifiers.with_threshold(detector, least)
+        how += f"; {of!r} on at most {false_match_rate:g} of {len(strangers)} of {impostors}"
+        say(f"threshold {least}: {how}")
+    block = measures.calibrate(detector, *labelled, data=data, how=how)
+    folder = classifiers.write_calibration(
+        name, block, Path(out) if out else None, threshold=detector.card.threshold
+    )
     say(f"{folder}: {block.accuracy.k} of {block.accuracy.n} right")
     for label, count in block.sensitivity.items():
         wrong = block.false_positive[label]

@@ -147,6 +147,19 @@ def _read_folder(root: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
     return np.stack(images), np.array(labels), names
 
 
+def read_pictures(folder: Path) -> list[np.ndarray]:
+    """The images of one folder in the order of `list_images`, uint8 `[H, W, C]` of any shapes.
+
+    Raises ValueError where there is no such folder, no image in it, or one that cannot be read.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such folder of images")
+    paths = list_images(folder)
+    if not paths:
+        raise ValueError(f"{folder}: no images in it ({', '.join(SUFFIXES)})")
+    return [read_image(path) for path in paths]
+
+
 def list_images(folder: Path) -> list[Path]:
     """Image files of a folder in the order of their names, numbers in them counted as numbers."""
     return sorted(

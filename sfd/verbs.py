@@ -169,8 +169,8 @@ def plan_audit(name: str) -> list[planning.Row]:
 
 
 _NO_PLAN = (
-    "{}: plans are for suites of classes; over prompts, a rate below x needs at least 3.7/x held-out"
-    " prompts without a hit"
+    "{}: plans are for suites of classes; over prompts, a rate below x needs at least 3.7/x"
+    " held-out prompts without a hit"
 )
 
 

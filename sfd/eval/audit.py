@@ -67,6 +67,7 @@ def audit(
             shared,
             judges=judges,
             extract=extract,
+            first=forgotten,
             keep=sheets.first("student", label),
             progress=count,
         )
@@ -78,6 +79,7 @@ def audit(
             own,
             judges=judges,
             extract=extract,
+            first=[concept.label, *forgotten],
             keep=sheets.worst(concept),
             progress=count,
         )
@@ -179,7 +181,7 @@ def _teacher_side(
     )
     key = {
         "teacher": teacher.sha256,
-        "judges": [j.card.weights_sha256 for j in judges],
+        "judges": [j.card.fingerprint for j in judges],
         "extractor": [suite.features, extractor_sha256],
         "steps": suite.teacher_steps,
         "n": suite.n.per_class,
@@ -204,6 +206,7 @@ def _teacher_side(
             common.seeds_from(plan, suite.n.per_class),
             judges=judges,
             extract=extract,
+            first=[label],
             keep=lambda images, _, kept=kept: kept.append(images[: common.PER_SHEET]),
             progress=count,
         )

@@ -1,7 +1,7 @@
 """Every combination of a prompt's factors: asked for, judged, and looked at factor by factor."""
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -89,12 +89,14 @@ def ask(
     grid: Grid,
     extract: features.Extractor,
     *,
+    first: Mapping[int, Sequence[int]] = {},
     keep: Callable[[int, np.ndarray, tuple[np.ndarray, ...]], None] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Answers:
     """Draw and judge one image per prompt and seed.
 
-    `keep(first row, images, probabilities per factor)` sees each chunk.
+    `first` are the labels looked for by factor, see `evidence.calls`. `keep(first row, images,
+    probabilities per factor)` sees each chunk.
     """
     parts: list[list[list[np.ndarray]]] = [[[], [], [], []] for _ in grid.factors]
     errors: list[set[str]] = [set() for _ in grid.factors]
@@ -103,14 +105,15 @@ def ask(
         images = generate(list(prompts[rows]), seeds[rows])
         found = extract(images)
         seen = []
-        for at, ((first, second), offset) in enumerate(zip(grid.judges, grid.offsets, strict=True)):
-            own, said = evidence.judge(first, images)
-            other, also = evidence.judge(second, images)
+        for at, ((judge, other), offset) in enumerate(zip(grid.judges, grid.offsets, strict=True)):
+            own, said = evidence.judge(judge, images)
+            theirs, also = evidence.judge(other, images)
             errors[at] |= said | also
+            looked_for = first.get(at, ())
             columns = (
                 own,
-                _shifted(evidence.calls(own, first.card.threshold), offset),
-                _shifted(evidence.calls(other, second.card.threshold), offset),
+                _shifted(evidence.calls(own, judge.card.threshold, looked_for), offset),
+                _shifted(evidence.calls(theirs, other.card.threshold, looked_for), offset),
                 found,
             )
             for column, value in zip(parts[at], columns, strict=True):

@@ -85,13 +85,15 @@ def audit(
     for concept, view in zip(forgotten, views, strict=True):
         factor = factor_of(grid, concept)
         texts, with_seeds = held_out(concept, n.direct, own)
-        worst = sheets.worst(view, view.label - grid.offsets[factor])
+        column = view.label - grid.offsets[factor]
+        worst = sheets.worst(view, column)
         answers = ask(
             subject.generate,
             texts,
             with_seeds,
             grid,
             extract,
+            first={factor: [column]},
             keep=lambda _, pictures, seen, worst=worst, factor=factor: worst(
                 pictures, seen[factor]
             ),
@@ -171,17 +173,12 @@ def _direct(
     asked = list(dict.fromkeys(texts))
     index = np.array([asked.index(text) for text in texts])
     hit, lost = drawn.called == view.label, ~drawn.judged
-    images = np.bincount(index, minlength=len(asked))
-    hits = np.bincount(index, hit, len(asked)).astype(int)
-    raw = (
-        metrics.cluster_interval(hits, images),
-        metrics.cluster_interval(hits + np.bincount(index, lost, len(asked)).astype(int), images),
+    hits, images, missing = (
+        np.bincount(index, weights, len(asked)).astype(int) for weights in (hit, None, lost)
     )
-    out["prompts"], out["images_ci95"], out["ci95"] = (
-        len(asked),
-        out["ci95"],
-        [raw[0][0], raw[1][1]],
-    )
+    over_images = out["ci95"]
+    over_prompts, raw = evidence.rate_over_prompts(hits, images, missing)
+    out |= {**over_prompts, "images_ci95": over_images}
     judge = grid.judges[factor][0]
     out |= evidence.corrected(
         view, out["k"], out["n"], out["failed"], judge, grid.labels, view.override, raw
