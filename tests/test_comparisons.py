@@ -172,3 +172,42 @@ def test_goodness_of_fit_zero_declared():
     for observed, probs in [([1, 2], [0.5, 0.6]), ([0.5, 0.5], [0.5, 0.5]), ([0, 0], [0.5, 0.5])]:
         with pytest.raises(ValueError, match="count"):
             metrics.goodness_of_fit(observed, probs)
+
+
+# --- training seeds ------------------------------------------------------------------------------
+
+
+def test_seed_spread_published():
+    """NIST/SEMATECH e-Handbook 1.3.5.2, ZARR13.DAT: n = 195, its interval for the mean."""
+    shape = RNG(0).standard_normal(195)
+    data = 9.261460 + 0.022789 * (shape - shape.mean()) / shape.std(ddof=1)
+    got = metrics.seed_spread(data)
+    assert (got["n"], got["mean"], got["sd"]) == pytest.approx((195, 9.261460, 0.022789))
+    assert got["ci95"] == pytest.approx([9.258242, 9.264679], abs=2e-6)
+
+
+def test_seed_spread_by_the_t_table():
+    got = metrics.seed_spread([0.0, 1.0, 2.0])  # t of 2 degrees of freedom is 4.303 at 97.5 %
+    assert got["sd"] == 1 and got["mean"] == 1
+    assert got["ci95"] == pytest.approx([1 - 4.303 / math.sqrt(3), 1 + 4.303 / math.sqrt(3)], 1e-3)
+    assert got["next95"] == pytest.approx([1 - 4.303 * math.sqrt(4 / 3), 1 + 4.969], rel=1e-3)
+    assert metrics.seed_spread([1, 2], level=0.9)["ci90"][1] == pytest.approx(1.5 + 6.314 / 2, 1e-3)
+
+
+def test_seed_spread_covers_the_mean_and_the_next_run():
+    rng, n = RNG(1), 4
+    runs = rng.normal(3.0, 0.2, (3000, n + 1))
+    found = [metrics.seed_spread(row[:n]) for row in runs]
+    mean = np.array([f["ci95"] for f in found])
+    after = np.array([f["next95"] for f in found])
+    assert ((mean[:, 0] < 3) & (mean[:, 1] > 3)).mean() == pytest.approx(0.95, abs=0.015)
+    last = runs[:, n]
+    assert ((after[:, 0] < last) & (last < after[:, 1])).mean() == pytest.approx(0.95, abs=0.015)
+    # the interval for the mean says nothing of the next run
+    assert ((mean[:, 0] < last) & (last < mean[:, 1])).mean() < 0.85
+
+
+@pytest.mark.parametrize("estimates", [[], [1.0], [1.0, math.nan], [[1.0, 2.0]], [1, math.inf]])
+def test_one_seed_shows_no_spread(estimates):
+    with pytest.raises(ValueError, match="n >= 2"):
+        metrics.seed_spread(estimates)

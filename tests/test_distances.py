@@ -209,6 +209,89 @@ def test_kid_refuses():
         metrics.kid(normal(10, 2, 1), normal(10, 2, 2), subset=1)
 
 
+# --- relative kernel test ------------------------------------------------------------------------
+
+
+def naive_relative(x, y, z):
+    """Both distances, and the variance of their difference, by loops over images."""
+
+    def k(p, q):
+        return (p @ q / len(p) + 1) ** 3
+
+    def of_x(i):
+        return np.mean([k(x[i], q) for q in y]) - np.mean([k(x[i], q) for q in z])
+
+    def of_other(points, i):
+        others = [k(points[i], q) for j, q in enumerate(points) if j != i]
+        return np.mean(others) - np.mean([k(points[i], q) for q in x])
+
+    parts = [
+        [2 * of_x(i) for i in range(len(x))],
+        [2 * of_other(y, i) for i in range(len(y))],
+        [2 * of_other(z, i) for i in range(len(z))],
+    ]
+    variance = sum(np.var(p, ddof=1) / len(p) for p in parts)
+    return naive_mmd2(x, y), naive_mmd2(x, z), variance
+
+
+@pytest.mark.parametrize("chunk", [None, 5])
+def test_relative_mmd_is_the_naive_one(chunk, monkeypatch):
+    if chunk:
+        monkeypatch.setattr(distances, "CHUNK", chunk)
+    x, y, z = normal(6, 3, 1), normal(5, 3, 2, shift=0.2), normal(7, 3, 3, shift=-0.6)
+    got = metrics.relative_mmd(x, y, z)
+    xy, xz, variance = naive_relative(x, y, z)
+    assert (got["mmd_xy"], got["mmd_xz"]) == pytest.approx((xy, xz))
+    assert got["se"] == pytest.approx(math.sqrt(variance))
+    (v, c), (d, w) = got["covariance"]
+    assert c == d and v + w - 2 * c == pytest.approx(variance)
+    assert got["statistic"] == pytest.approx((xy - xz) / math.sqrt(variance))
+    assert got["p"] == pytest.approx(stats.norm.cdf(got["statistic"]))
+
+
+def test_relative_mmd_by_hand():
+    """One dimension, two images each: kernels (x y + 1)^3 of 0, 1 and 2."""
+    got = metrics.relative_mmd([[0.0], [1.0]], [[0.0], [1.0]], [[1.0], [2.0]])
+    # within x 1, within z 27; x with y (1 + 1 + 1 + 8) / 4, x with z (1 + 1 + 8 + 27) / 4
+    assert got["mmd_xy"] == pytest.approx(1 + 1 - 2 * 11 / 4)
+    assert got["mmd_xz"] == pytest.approx(1 + 27 - 2 * 37 / 4)
+
+
+def test_relative_mmd_swaps():
+    x, y, z = normal(80, 4, 1), normal(60, 4, 2, shift=0.1), normal(70, 4, 3, shift=0.5)
+    one, two = metrics.relative_mmd(x, y, z), metrics.relative_mmd(x, z, y)
+    assert one["statistic"] == pytest.approx(-two["statistic"])
+    assert one["p"] == pytest.approx(1 - two["p"])
+    assert metrics.relative_mmd(x, y, y)["p"] == 0.5  # no difference, no error: no evidence
+    for bad in ([x[:1], y, z], [x, y, z[:, :2]]):
+        with pytest.raises(ValueError, match="too few|one extractor"):
+            metrics.relative_mmd(*bad)
+
+
+def relative_ps(shift_y, shift_z, runs=150, n=150, d=4):
+    def draw(seed, shift):
+        return normal(n, d, seed) + np.eye(d)[0] * shift
+
+    return np.array(
+        [
+            metrics.relative_mmd(draw(3 * i, 0), draw(3 * i + 1, shift_y), draw(3 * i + 2, shift_z))
+            for i in range(runs)
+        ]
+    )
+
+
+def test_relative_mmd_level_and_power():
+    """Where both are as far, 5 % are called nearer; where all coincide, fewer; else it finds it."""
+    at_null = relative_ps(0.6, -0.6)
+    ps = np.array([r["p"] for r in at_null])
+    assert 0.02 <= (ps < 0.05).mean() <= 0.09 and 0.4 < ps.mean() < 0.6
+    spread = np.std([r["difference"] for r in at_null])
+    assert spread == pytest.approx(np.sqrt(np.mean([r["se"] ** 2 for r in at_null])), rel=0.15)
+    assert np.mean([r["p"] < 0.05 for r in relative_ps(0, 0, runs=100)]) <= 0.05
+    assert np.mean([r["p"] < 0.05 for r in relative_ps(0.2, 0.8, runs=50)]) > 0.9
+    assert np.mean([r["p"] < 0.05 for r in relative_ps(0.8, 0.2, runs=50)]) == 0
+
+
 # --- neighbours ----------------------------------------------------------------------------------
 
 

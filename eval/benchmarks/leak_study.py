@@ -50,8 +50,8 @@ JUDGES = {
     "finds 60 %": Judge(0.6, 0.001, (100, 500)),
     "hardly measured": Judge(0.9, 0.002, (30, 200)),
     "noisy, the corrected rate decides": Judge(0.97, 0.028, (1000, 1000), decided_by="corrected"),
-    "called on 1 % of the rest, card of 20 such, the corrected rate decides": Judge(
-        0.98, 0.01, (500, 20), decided_by="corrected"
+    "called on 1 % of the rest, card of 10 such, the corrected rate decides": Judge(
+        0.98, 0.01, (500, 10), decided_by="corrected"
     ),
     "noisy, card of 20,000, the corrected rate decides": Judge(
         0.97, 0.028, (20_000, 20_000), decided_by="corrected"

@@ -110,7 +110,7 @@ def seed_spread(estimates: ArrayLike, level: float = 0.95) -> Result:
     ci95 (the key follows `level`): Student's interval for the mean over seeds. next95: for what one
     further seed gives, wider by sqrt(n + 1), and never narrower however many seeds there were than
     the spread between them. Both assume normal estimates. Raises ValueError below 2 seeds, or on
-    NaN. Hahn and Meeker, Statistical Intervals (1991), eq. 4.2 and 4.7.
+    NaN. Hahn and Meeker, Statistical Intervals (1991), ch. 4.
     """
     x = np.asarray(estimates, dtype=np.float64)
     if x.ndim != 1 or len(x) < 2 or not np.isfinite(x).all():

@@ -73,7 +73,7 @@ def card_box(
     """The intervals of a detector's sensitivity and false-positive rate that a correction takes.
 
     The false positives' lower end is Clopper-Pearson's: it excuses hits, and Wilson's, which is
-    liberal at one or two of few images, let up to 9 % of leaks at the threshold pass.
+    liberal at one or two of few images, let a tenth of leaks at the threshold pass.
     """
     exact = clopper_pearson(*false_positive, level)[0]
     return rate_interval(*sensitivity, level), (exact, rate_interval(*false_positive, level)[1])
