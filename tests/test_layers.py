@@ -59,7 +59,6 @@ SIDEWAYS = {
     ("pretrain_text", "pretrain"): "the order of the data",
     ("eval", "sample"): "an audit samples",
     ("jobs", "train"): "a job is the verbs in their order",
-    ("jobs", "sample"): "a job is the verbs in their order",
     ("jobs", "state"): "a job is the verbs in their order",
     ("jobs", "eval"): "a job is the verbs in their order",
     ("watch", "eval"): "a look is a small audit",
