@@ -45,11 +45,15 @@ def halved(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
-    """Copy tensors into a module whose names and shapes must be exactly these.
+    """Copy tensors into a module whose names and shapes must be exactly these; see `fill`."""
+    fill(module.state_dict(), tensors, where)
+
+
+def fill(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], where: str) -> None:
+    """Copy tensors into others whose names and shapes must be exactly these.
 
     Half-precision values are widened. Raises ValueError that names the first difference.
     """
-    own = module.state_dict()
     for key in sorted(own.keys() | tensors.keys()):
         if key not in tensors:
             raise ValueError(f"{where}: weight {key!r} is missing")

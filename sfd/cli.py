@@ -260,6 +260,22 @@ def audit(
 
 
 @app.command()
+def export(
+    form: Annotated[str, typer.Argument(help="diffusers")],
+    student: str,
+    out: str,
+) -> None:
+    """Write a text-to-image student as a pipeline folder that stock diffusers samples in a step."""
+    from sfd import content
+    from sfd import export as exports
+
+    if form != "diffusers":
+        raise ValueError(f"no form {form!r}{content.did_you_mean(form, ['diffusers'])}")
+    folder = exports.diffusers(Path(student), Path(out))
+    say(f"{folder}: StableDiffusionPipeline.from_pretrained, num_inference_steps=1, guidance 0")
+
+
+@app.command()
 def report(folder: str) -> None:
     """Write report.html again from what a run or an audit left in its folder."""
     from sfd import report as reports

@@ -58,6 +58,7 @@ SIDEWAYS = {
     ("pretrain_text", "sample"): "sheets during training",
     ("pretrain_text", "pretrain"): "the order of the data",
     ("eval", "sample"): "an audit samples",
+    ("export", "sample"): "what is exported is a student",
     ("jobs", "train"): "a job is the verbs in their order",
     ("jobs", "state"): "a job is the verbs in their order",
     ("jobs", "eval"): "a job is the verbs in their order",
