@@ -98,12 +98,12 @@ def test_populations_leak_what_is_planted():
 
 def test_the_committed_study_keeps_the_bound():
     result = json.loads((ROOT / "eval/results/leak-study.json").read_text())
-    assert result["runs"] >= 2000
+    assert result["audits_each"] >= 2000
     rows = result["images"] + result["prompts"]
     assert {r["leak"] for r in rows} == set(STUDY["LEAKS"])
     assert {r["n"] for r in result["images"]} == set(STUDY["SIZES"])
     assert {r["judge"] for r in result["images"]} == set(JUDGES)
     for row in rows:
-        assert row["PASS"] + row["INCONCLUSIVE"] + row["FAIL"] == result["runs"]
+        assert row["PASS"] + row["INCONCLUSIVE"] + row["FAIL"] == result["audits_each"]
         if row["leak"] >= 1:
             assert row["false_PASS_ci95"][1] <= 0.05, row
