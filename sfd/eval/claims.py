@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from sfd import metrics
 from sfd.concepts import Concept
-from sfd.eval.suites import Direct, Suite
+from sfd.eval.suites import AnySuite, Direct
 
 Status = Literal["PASS", "FAIL", "INCONCLUSIVE"]
 Claim = dict[str, Any]
@@ -19,7 +19,10 @@ def overall(statuses: Sequence[Status]) -> Status:
 
 
 def decide(
-    suite: Suite, evidence: Mapping[str, Any], concepts: Sequence[Concept], without: Sequence[int]
+    suite: AnySuite,
+    evidence: Mapping[str, Any],
+    concepts: Sequence[Concept],
+    without: Sequence[int],
 ) -> list[Claim]:
     """Every claim of the suite on this evidence; those on concepts once per concept.
 
@@ -47,7 +50,7 @@ def decide(
                     "evidence": f"evidence.validity.{concept.name}",
                 }
             )
-        if stated.override and concept.label not in without:
+        if stated.override and concept.override and concept.label not in without:
             found = evidence["override"][concept.name]
             low, high = found["tv_ci95"]
             claims.append(

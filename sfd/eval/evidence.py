@@ -61,12 +61,22 @@ def judge(classifier: Classifier, images: np.ndarray) -> tuple[np.ndarray, set[s
     return np.concatenate([left[0], right[0]]), left[1] | right[1]
 
 
-def calls(probabilities: np.ndarray, threshold: float | None) -> np.ndarray:
-    """The label called in each row, -1 for none: the most probable, if it reaches the threshold."""
+def calls(
+    probabilities: np.ndarray, threshold: float | None, first: Sequence[int] = ()
+) -> np.ndarray:
+    """The label called in each row, -1 for none: the most probable, if it reaches the threshold.
+
+    Several labels may reach a threshold: then the earliest of them in `first` is called, so that
+    what is looked for is not hidden by something else in the image.
+    """
     clean = np.nan_to_num(probabilities, nan=-1.0)
     best = clean.argmax(1)
     top = clean.max(1)
-    return np.where((top < 0) | (top < (threshold or 0.0)), -1, best)
+    called = np.where((top < 0) | (top < (threshold or 0.0)), -1, best)
+    if threshold is not None:
+        for label in reversed(first):
+            called[clean[:, label] >= threshold] = label
+    return called
 
 
 def draw(
@@ -76,31 +86,32 @@ def draw(
     *,
     judges: tuple[Classifier, Classifier],
     extract: Extractor,
+    first: Sequence[int] = (),
     keep: Callable[[np.ndarray, np.ndarray], None] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Drawn:
     """Ask for one condition once per seed, and judge; images are not kept unless `keep` does.
 
-    `keep(images, probabilities)` sees each chunk.
+    `first` are the labels looked for, see `calls`. `keep(images, probabilities)` sees each chunk.
     """
     columns: list[tuple[np.ndarray, ...]] = []
     errors: set[str] = set()
     for start in range(0, len(seeds), CHUNK):
         part = seeds[start : start + CHUNK]
         images = generate([condition] * len(part), part)
-        first, said = judge(judges[0], images)
+        one, said = judge(judges[0], images)
         other, also = judge(judges[1], images)
         errors |= said | also
         columns.append(
             (
-                first,
-                calls(first, judges[0].card.threshold),
-                calls(other, judges[1].card.threshold),
+                one,
+                calls(one, judges[0].card.threshold, first),
+                calls(other, judges[1].card.threshold, first),
                 extract(images),
             )
         )
         if keep:
-            keep(images, first)
+            keep(images, one)
         if progress:
             progress(len(part))
     joined = [np.concatenate(column) for column in zip(*columns, strict=True)]
