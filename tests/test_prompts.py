@@ -99,7 +99,8 @@ def test_bad_lists_are_refused_in_one_line(tmp_path, name, text, says):
 def test_two_concepts_do_not_draw_each_other(tmp_path):
     red = {**GOOD, "label": "red",
            "override": {"substitute": {"red": "blue"}},
-           "forget": {"prompts": ["a red shoe", "a red hat"]}, "holdout": ["it is red"]}  # fmt: skip
+           "forget": {"prompts": ["a red shoe", "a red hat"]},
+           "holdout": ["it is red"]}  # fmt: skip
     shoe, colour = (
         str(put(tmp_path, f"{name}.yaml", yaml.safe_dump(data)))
         for name, data in (("shoe", GOOD), ("red", red))
