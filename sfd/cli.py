@@ -260,6 +260,21 @@ def audit(
 
 
 @app.command()
+def plan(recipe: str, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Bytes that a recipe's training holds by role, before anything is loaded."""
+    import json
+
+    from sfd import configs, verbs
+
+    roles = verbs.plan_run(configs.load(recipe, overrides or []))
+    if as_json:
+        say(json.dumps(roles, indent=1))
+        return
+    for role, size in roles.items():
+        say(f"{role:12} {size / 2**30:9.3f} GiB")
+
+
+@app.command()
 def export(
     form: Annotated[str, typer.Argument(help="diffusers")],
     student: str,

@@ -18,6 +18,7 @@ from sfd import (
     images,
     jobs,
     objectives,
+    plan,
     plugins,
     teachers,
 )
@@ -57,6 +58,25 @@ def _teacher_of(path: Path, device: torch.device) -> Teacher:
             f" {teacher.sha256[:12]}...: put the original back, nothing can stand in for it"
         )
     return teacher
+
+
+# --- plans ---------------------------------------------------------------------------------------
+
+
+def plan_run(recipe: configs.Recipe) -> dict[str, int]:
+    """Bytes by role that a recipe's training holds; nothing is loaded. See `plan.memory`."""
+    shape = plan.shape_of(recipe.teacher.model_dump())
+    numbers = recipe.train
+    return plan.memory(
+        shape,
+        jobs.phases_of(recipe, shape.sigma_init),
+        batch=numbers.batch,
+        accumulate=numbers.accumulate,
+        precision=numbers.precision,
+        guidance=recipe.guidance.model_dump(),
+        adapters=numbers.lora.model_dump() if numbers.lora else None,
+        checkpointing=numbers.checkpointing,
+    )
 
 
 # --- controls ------------------------------------------------------------------------------------

@@ -58,6 +58,8 @@ SIDEWAYS = {
     ("pretrain_text", "sample"): "sheets during training",
     ("pretrain_text", "pretrain"): "the order of the data",
     ("eval", "sample"): "an audit samples",
+    ("plan", "train"): "a plan runs one step's losses without contents",
+    ("verbs", "plan"): "sfd plan",
     ("export", "sample"): "what is exported is a student",
     ("jobs", "train"): "a job is the verbs in their order",
     ("jobs", "state"): "a job is the verbs in their order",
