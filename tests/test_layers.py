@@ -59,6 +59,7 @@ SIDEWAYS = {
     ("pretrain_text", "pretrain"): "the order of the data",
     ("eval", "sample"): "an audit samples",
     ("plan", "train"): "a plan runs one step's losses without contents",
+    ("verbs", "sample"): "sfd sample",
     ("verbs", "plan"): "sfd plan",
     ("export", "sample"): "what is exported is a student",
     ("jobs", "train"): "a job is the verbs in their order",

@@ -10,7 +10,7 @@ import torch
 import yaml
 
 import sfd
-from sfd import checkpoints, configs, export, forgetting, jobs, sample, teachers, verbs
+from sfd import checkpoints, configs, export, forgetting, images, jobs, sample, teachers, verbs
 from sfd import train as training
 from sfd.teachers import lora
 
@@ -173,6 +173,17 @@ def test_the_python_face_takes_prompts(place):
         student.sample([3], np.array([0]))
 
 
+def test_sampled_prompts_are_no_file_names(place, tmp_path):
+    _, folder = train(place, "run0-whole")
+    student = sample.load(folder)
+    asked = verbs.prompts_of(["a/b \\ 👟", "word " * 400], str(place / "all.yaml"))
+    assert verbs.sample_prompts(student, asked, tmp_path / "out", n=2, seed=3) == 2 * len(asked)
+    images_, captions = images.read_captioned(str(tmp_path / "out"))
+    assert captions[::2] == asked and images_.shape == (2 * len(asked), 16, 16, 3)
+    with pytest.raises(ValueError, match="--prompt TEXT or --prompts FILE"):
+        verbs.prompts_of([], None)
+
+
 def test_a_gone_teacher_folder_is_named(place, tmp_path):
     _, folder = train(place, "run0-whole")
     tensors, meta = checkpoints.read_tensors(folder / "student.safetensors")
@@ -270,7 +281,8 @@ def test_a_plan_of_classes_and_of_what_cannot_be_planned():
     small, large = (
         verbs.plan_run(configs.load("digits-forget-three", [f"train.batch={b}"])) for b in (8, 16)
     )
-    assert large["activations"] == pytest.approx(2 * small["activations"], rel=0.05)
+    grown = large["activations"] / small["activations"]
+    assert 1.5 < grown <= 2, "but for the weights' bf16 copies, twice the rows keep twice as much"
     assert large["student"] == small["student"] == pytest.approx(4 * 1.03e6, rel=0.05)
     with pytest.raises(ValueError, match="cannot be planned"):
         verbs.plan_run(configs.load("smoke"))
