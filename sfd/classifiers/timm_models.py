@@ -19,7 +19,11 @@ def prepare(images: np.ndarray, to: Input, device: str = "cpu") -> Tensor:
     (0.299 R + 0.587 G + 0.114 B) for a network of one. Another size is resampled to the square of
     the network bilinearly with antialiasing, so the aspect ratio of other images is not kept.
     """
-    x = torch.from_numpy(np.array(images)).to(device).permute(0, 3, 1, 2).float() / 255
+    return fit(torch.from_numpy(np.array(images)).to(device).permute(0, 3, 1, 2).float() / 255, to)
+
+
+def fit(x: Tensor, to: Input) -> Tensor:
+    """`prepare` from float images `[B, C, H, W]` in [0, 1] on; gradients flow."""
     if x.shape[1] > to.channels:
         x = (x * x.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1, keepdim=True)
     elif x.shape[1] < to.channels:
@@ -60,7 +64,10 @@ def network(model: nn.Module, to: Input, device: str = "cpu") -> Network:
             y = model.forward_head(hidden, pre_logits=features)  # pyright: ignore[reportCallIssue]
             return (y.flatten(1) if features else y.softmax(1)).float().cpu().numpy()
 
-    return Network(lambda images: run(images, False), lambda images: run(images, True))
+    def scores(x0: Tensor) -> Tensor:
+        return model(fit((x0.clamp(-1, 1) + 1) / 2, to)).log_softmax(1)
+
+    return Network(lambda images: run(images, False), lambda images: run(images, True), scores)
 
 
 def load(card: Card, folder: Path, device: str) -> Network:
@@ -80,4 +87,5 @@ def load(card: Card, folder: Path, device: str) -> Network:
             " put back the weights that belong to the card, or train again"
         )
     checkpoints.load_strictly(model, tensors, str(path))
+    model.requires_grad_(False)
     return network(model, card.input, device)

@@ -21,7 +21,7 @@ from sfd import (
 )
 from sfd.classifiers import Classifier
 from sfd.concepts import Concept
-from sfd.eval import claims, evidence, suites
+from sfd.eval import claims, evidence, ladder, suites
 from sfd.eval.evidence import Drawn
 from sfd.eval.subjects import Subject, weights_of
 from sfd.eval.suites import Suite
@@ -49,13 +49,15 @@ def audit(
     folder: Path,
     *,
     device: str = "cpu",
+    gold: Subject | None = None,
     controls: Sequence[dict[str, Any]] = (),
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Audit `subject` against its original `teacher`; the content of `audit.json`.
 
-    Leaves `audit.json` and `sheets/` in `folder`. Raises ValueError, in one line, if the suite's
-    judges, reference and the teacher's labels do not fit together.
+    `gold` is a one-step generator that never knew the concepts: attacks are compared with it.
+    Leaves `audit.json`, `sheets/` and the transcripts of attacks in `folder`. Raises ValueError, in
+    one line, if the suite's judges, reference and the teacher's labels do not fit together.
     """
     started = time.perf_counter()
     judges = (load_judge(suite.judge, device), load_judge(suite.second, device))
@@ -67,7 +69,7 @@ def audit(
     gone = sorted({*forgotten, *subject.without})
     retained = [i for i in range(len(labels)) if i not in gone]
     planned = suite.n.direct * len(subject.concepts) + suite.n.per_class * len(retained)
-    plan = content.hash_json({"suite": suite.model_dump(mode="json"), "labels": labels})
+    plan = content.hash_json({"suite": suites.plain(suite), "labels": labels})
     count = _counter(progress, planned)
 
     before, before_sheets = _teacher_side(
@@ -122,9 +124,21 @@ def audit(
         grid, before, reference, labels, retained, feature_space=suite.features, baseline=baseline
     )
     found["hygiene"] = _hygiene(subject, teacher)
-    found["attacks"] = []
+    found["attacks"], skipped = ladder.attacked(
+        subject,
+        suite,
+        teacher,
+        gold,
+        {i: float((drawn.second == i).mean()) for i, drawn in before.items()},
+        judges=judges,
+        features=extract,
+        seed_of=lambda name: int(seeds_from(f"{subject.sha256} {plan} {name} attacks", 1)[0]),
+        folder=folder,
+        progress=progress,
+    )
 
     stated = claims.decide(suite, found, subject.concepts, subject.without)
+    stated += ladder.claims(suite, found["attacks"], skipped, ladder.missing_gold(teacher))
     failed = sum(int((~drawn.judged).sum()) for drawn in everything.values())
     result = {
         "schema": SCHEMA,
@@ -164,11 +178,11 @@ def audit(
         "earlier_audits": _earlier(folder, subject.sha256),
         "cost": {
             "seconds": round(time.perf_counter() - started, 1),
-            "images": planned,
+            "images": planned + sum(ladder.images_of(entry) for entry in found["attacks"]),
             "device": device,
         },
         "provenance": provenance.collect(device),
-        "not_tested": _not_tested(suite, subject, controls),
+        "not_tested": [*ladder.not_tested(suite, skipped), *_not_tested(suite, subject, controls)],
     }
     content.write_json(folder / "audit.json", result)
     return result
@@ -242,9 +256,7 @@ def _teacher_side(
     A label the teacher was never taught is drawn all the same (its null condition).
     """
     labels = range(len(teacher.labels))
-    plan = content.hash_json(
-        {"suite": suite.model_dump(mode="json"), "labels": list(teacher.labels)}
-    )
+    plan = content.hash_json({"suite": suites.plain(suite), "labels": list(teacher.labels)})
     key = {
         "teacher": teacher.sha256,
         "judges": [j.card.weights_sha256 for j in judges],
@@ -407,7 +419,6 @@ def _earlier(folder: Path, sha256: str) -> list[dict[str, Any]]:
 
 def _not_tested(suite: Suite, subject: Subject, controls: Sequence[dict[str, Any]]) -> list[str]:
     left = [
-        "attacks: latent search, condition search, label walks, relearning, fine-tuning, inversion",
         "memorisation of training images",
         "whether it is nearer to a model retrained without the concept (three-sample kernel test)",
         "human review",
