@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from importlib.metadata import version
 from typing import Any, Literal
@@ -17,6 +17,7 @@ from sfd.classifiers import (
     Calibration,
     Card,
     Classifier,
+    Curve,
     Input,
     Training,
     timm_models,
@@ -24,6 +25,9 @@ from sfd.classifiers import (
 
 Progress = Callable[[str, int, int], None]
 """`progress(what, batches done, batches in all)`."""
+
+GRID = tuple(round(i / 20, 2) for i in range(1, 20))
+"""Thresholds of the curve in a card, beside the card's own."""
 
 LEAST = 10
 """Images of one label below which a rate is not worth writing down."""
@@ -43,7 +47,8 @@ def calibrate(
 
     `images` uint8 `[N, H, W, C]`, `labels` int `[N]` into `names`. A name is a label of the card,
     or 'none' for images that show none of them; data without names ('0', '1', ...) goes by the
-    number of the card's label. `data` names the images and `how` says why they are held out.
+    number of the card's label. `data` names the images and `how` says why they are held out. A
+    classifier with a threshold also gets the curve of what others would call.
     Raises ValueError where there are no images, one kind of them alone, fewer than ten of a kind,
     or a name that the card does not know.
     """
@@ -59,8 +64,52 @@ def calibrate(
     few = next((int(i) for i in present if counts[i] < LEAST), None)
     if few is not None:
         raise ValueError(f"{data}: {counts[few]} images of {names[few]!r}; give {LEAST} or more")
-    called = classifier.called(images, batch)
-    return _count(classifier.card.labels, names, labels, called, data=data, how=how)
+    probabilities = classifier.probabilities(images, batch)
+    threshold, columns = classifier.card.threshold, classifier.card.labels
+    called = classifiers.called(probabilities, threshold)
+    block = _count(columns, names, labels, called, data=data, how=how)
+    if threshold is None:
+        return block
+    curve = _curve(probabilities, labels, names, columns, sorted({threshold, *GRID}))
+    return block.model_copy(update={"curve": curve})
+
+
+def impostor_threshold(
+    classifier: Classifier, impostors: Sequence[np.ndarray], rate: float, label: str
+) -> float:
+    """The least threshold at which `label` is called on a share of at most `rate` of impostors.
+
+    `impostors` are images uint8 `[H, W, C]`, of any shapes, that do not show what the label names;
+    `rate` in (0, 1) needs at least 1 / rate of them. Rounded up, to six decimals. Raises ValueError
+    where there are too few, the label is unknown, or no threshold below 1 will do.
+    """
+    known = classifier.card.labels
+    if label not in known:
+        raise ValueError(
+            f"classifier {classifier.card.name} has no label {label!r}"
+            + content.did_you_mean(label, known)
+        )
+    if not 0 < rate < 1:
+        raise ValueError(f"a false-match rate of {rate:g}; give one between 0 and 1")
+    if len(impostors) < 1 / rate:
+        raise ValueError(
+            f"{len(impostors)} impostors say nothing about a false-match rate of {rate:g}; give"
+            f" {math.ceil(1 / rate):,} or more"
+        )
+    column = known.index(label)
+    scores = sorted(
+        (float(classifier.probabilities(image[None])[0, column]) for image in impostors),
+        reverse=True,
+    )
+    # as many as the rate allows may lie above; the next one must not
+    highest_below = scores[math.floor(len(scores) * rate)]
+    threshold = (math.floor(highest_below * 1e6) + 2) / 1e6
+    if threshold >= 1:
+        raise ValueError(
+            f"more than {rate:g} of the impostors have a probability of 1 for {label!r}: are they"
+            " impostors?"
+        )
+    return threshold
 
 
 def train_classifier(
@@ -234,6 +283,23 @@ def _count(
         data=data,
         how=how,
     )
+
+
+def _curve(
+    probabilities: np.ndarray,
+    labels: np.ndarray,
+    names: list[str],
+    columns: list[str],
+    thresholds: list[float],
+) -> Curve:
+    found, wrong = {}, {}
+    for column, label in enumerate(columns):
+        own = labels == names.index(label) if label in names else np.zeros(len(labels), bool)
+        above = probabilities[:, column, None] >= np.array(thresholds, np.float32)
+        if own.any():
+            found[label] = [int(k) for k in above[own].sum(0)]
+        wrong[label] = [int(k) for k in above[~own].sum(0)]
+    return Curve(thresholds=thresholds, found=found, wrong=wrong)
 
 
 def _folds(labels: np.ndarray, folds: int, seed: int) -> np.ndarray:

@@ -125,11 +125,7 @@ def _main_job(
     job = jobs.prepare(name, recipe, jobs.device_of(device))
     if dry_run:
         resolved = {"folder": str(folder), "sha256": job.sha256, **configs.plain(recipe)}
-        resolved["all_concepts"] = {
-            c.name: {"forget": c.label_name, "override": {job.teacher.labels[k]: round(v, 4)
-                                                          for k, v in c.override.items()}}
-            for c in job.concepts
-        }  # fmt: skip
+        resolved["all_concepts"] = jobs.described(job)
         _print_yaml(resolved, as_json)
         return
     with progress_bars() as progress:
@@ -167,8 +163,8 @@ def pretrain(
     dry_run: DryRun = False,
     device: Device = None,
 ) -> None:
-    """Train a class-conditional teacher from labelled images."""
-    from sfd import configs, jobs, pretrain
+    """Train a teacher: class-conditional from labelled images, or text-to-image from captions."""
+    from sfd import configs, jobs, pretrain, pretrain_text
 
     rest = [t for t in overrides or [] if not t.startswith("out=")]
     outs = [t.removeprefix("out=") for t in overrides or [] if t.startswith("out=")]
@@ -177,10 +173,15 @@ def pretrain(
     if dry_run:
         _print_yaml({"folder": str(folder), **configs.plain(plan)}, False)
         return
+    where = jobs.device_of(device)
     with progress_bars() as progress:
-        file = pretrain.run(plan, folder, device=jobs.device_of(device), force=force,
-                            progress=progress)  # fmt: skip
-    say(f"{file}: use it with teacher: {{file: {file}}}")
+        if isinstance(plan, configs.TextTeacherRecipe):
+            made = pretrain_text.run(plan, folder, device=where, force=force, progress=progress)
+            key = "diffusers"
+        else:
+            made = pretrain.run(plan, folder, device=where, force=force, progress=progress)
+            key = "file"
+    say(f"{made}: use it with teacher: {{{key}: {made}}}")
 
 
 @app.command()
@@ -230,6 +231,9 @@ def audit(
     attack_images: Annotated[
         str | None, typer.Option(help="An attacker's labelled images, or 'teacher'.")
     ] = None,
+    plan: Annotated[
+        str | None, typer.Option(help="How many samples this suite or recipe needs; draws none.")
+    ] = None,
     out: Out = None,
     device: Device = None,
     as_json: AsJson = False,
@@ -239,6 +243,10 @@ def audit(
 
     from sfd import jobs, verbs
 
+    if plan:
+        rows = verbs.plan_audit(plan)
+        say(json.dumps(rows, indent=1) if as_json else "\n".join(verbs.planning.lines(rows)))
+        return
     where = jobs.device_of(device)
     with progress_bars() as progress:
         if controls:
@@ -318,15 +326,34 @@ def calibrate(
     data: str,
     how: Annotated[str, typer.Option(help="Why the images are held out.")] = "held out",
     out: Annotated[str | None, typer.Option(help="Folder of the measured copy.")] = None,
+    impostors: Annotated[
+        str | None, typer.Option(help="Folder of images without the label: sets the threshold.")
+    ] = None,
+    false_match_rate: Annotated[
+        float, typer.Option(help="Share of the impostors that may reach the threshold.")
+    ] = 0.001,
+    label: Annotated[
+        str | None, typer.Option(help="What the impostors lack (default: the first label).")
+    ] = None,
     device: Device = None,
 ) -> None:
     """Measure a detector on labelled images and write the result into its card."""
     from sfd import calibrate as measures
     from sfd import classifiers, images, jobs
+    from sfd.eval import load_judge
 
-    detector = classifiers.load(name, str(jobs.device_of(device)))
-    block = measures.calibrate(detector, *images.read_labelled(data), data=data, how=how)
-    folder = classifiers.write_calibration(name, block, Path(out) if out else None)
+    detector = load_judge(name, str(jobs.device_of(device)))
+    labelled = images.read_labelled(data)
+    if impostors:
+        strangers, of = images.read_pictures(Path(impostors)), label or detector.card.labels[0]
+        least = measures.impostor_threshold(detector, strangers, false_match_rate, of)
+        detector = classifiers.with_threshold(detector, least)
+        how += f"; {of!r} on at most {false_match_rate:g} of {len(strangers)} of {impostors}"
+        say(f"threshold {least}: {how}")
+    block = measures.calibrate(detector, *labelled, data=data, how=how)
+    folder = classifiers.write_calibration(
+        name, block, Path(out) if out else None, threshold=detector.card.threshold
+    )
     say(f"{folder}: {block.accuracy.k} of {block.accuracy.n} right")
     for label, count in block.sensitivity.items():
         wrong = block.false_positive[label]

@@ -91,6 +91,63 @@ class TeacherRecipe(Strict):
         return self
 
 
+class Autoencoder(Strict):
+    """A small AutoencoderKL: channels per level (one halving between two), and its training."""
+
+    channels: list[int] = Field(min_length=1)
+    latent: int = Field(4, gt=0)
+    images: int = Field(gt=0)
+    batch: int = Field(64, gt=0)
+    lr: float = Field(1e-3, gt=0)
+    kl: float = Field(1e-6, ge=0)
+
+
+class TextModel(Strict):
+    """A small CLIPTextModel; `length` is the limit of a prompt in tokens."""
+
+    vocabulary: int = Field(default=600, ge=514)
+    length: int = Field(default=32, ge=8, le=77)
+    width: int = Field(default=64, gt=0)
+    layers: int = Field(default=2, gt=0)
+    heads: int = Field(default=4, gt=0)
+
+
+class TextUNet(Strict):
+    """A small UNet2DConditionModel, cross-attention at its coarsest level."""
+
+    channels: list[int] = Field(min_length=1)
+    layers: int = Field(2, gt=0)
+    heads: int = Field(4, gt=0)
+
+
+class TextPretraining(Strict):
+    """The numbers of the joint training of UNet and text model; counts are in images."""
+
+    images: int = Field(gt=0)
+    batch: int = Field(64, gt=0)
+    lr: float = Field(1e-3, gt=0)
+    warmup: int = Field(5_000, ge=0)
+    decay_from: float = Field(0.5, ge=0, le=1)
+    ema_images: float = Field(20_000, ge=0)
+    caption_dropout: float = Field(0.1, ge=0, lt=1)
+    precision: Precision = "bf16"
+    seed: int = Field(0, ge=0)
+    sheets: int = Field(50_000, gt=0)
+
+
+class TextTeacherRecipe(Strict):
+    """A recipe of `sfd pretrain` for a text-to-image pipeline."""
+
+    version: Literal[1]
+    kind: Literal["text-teacher"]
+    name: str = Field(pattern=r"^[\w.-]+$")
+    data: str
+    vae: Autoencoder
+    text: TextModel = TextModel()
+    unet: TextUNet
+    train: TextPretraining
+
+
 # --- sfd run -------------------------------------------------------------------------------------
 
 
@@ -121,6 +178,15 @@ class Forgetting(Strict):
     weight_student: float = Field(default=0.3, ge=0)
     weight_fake: float = Field(default=1.0, ge=0)
     options: dict[str, Any] = {}
+
+
+class Guidance(Strict):
+    """k of D(null) + k (D(c) - D(null)), where the fake score learns, where it is asked, and in the
+    target (arXiv 2406.01561)."""
+
+    train: float = Field(default=1.0, ge=0)
+    fake: float = Field(default=1.0, ge=0)
+    target: float = Field(default=1.0, ge=0)
 
 
 class Training(Strict):
@@ -155,36 +221,50 @@ class Recipe(Strict):
     version: Literal[1]
     teacher: TeacherRef
     concepts: list[str] = []
+    prompts: str | None = None
+    """The prompts that a text-to-image model is asked; those of the concepts are left out."""
     start: str | None = None
     objective: Named
     forgetting: Forgetting = Forgetting(rule="none", share=0.0)
+    guidance: Guidance = Guidance()
     train: Training
     audit: AuditPlan | None = None
     out: str | None = None
 
 
-def is_teacher(path: Path) -> bool:
-    """Whether a YAML is a recipe of `sfd pretrain`."""
-    return content.read_yaml(path).get("kind") == "teacher"
+KINDS: dict[str, type[Strict]] = {
+    "run": Recipe,
+    "teacher": TeacherRecipe,
+    "text-teacher": TextTeacherRecipe,
+}
+"""Recipes by their `kind`; one without is a run's."""
+
+
+def kind_of(path: Path) -> type[Strict]:
+    """Which model a recipe's YAML is of. Raises ValueError on a kind that there is not."""
+    kind = str(content.read_yaml(path).get("kind", "run"))
+    if kind not in KINDS:
+        raise ValueError(f"{path}: no recipe of kind {kind!r}{content.did_you_mean(kind, KINDS)}")
+    return KINDS[kind]
 
 
 def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
     """A recipe by name or path, with `key=value` overrides. Raises ValueError in one line."""
-    return _load(name, overrides, Recipe)
+    return _load(name, overrides, (Recipe,))
 
 
-def load_teacher(name: str, overrides: Sequence[str] = ()) -> TeacherRecipe:
+def load_teacher(name: str, overrides: Sequence[str] = ()) -> TeacherRecipe | TextTeacherRecipe:
     """A teacher's recipe by name or path, with `key=value` overrides."""
-    return _load(name, overrides, TeacherRecipe)
+    return _load(name, overrides, (TeacherRecipe, TextTeacherRecipe))
 
 
-def _load(name: str, overrides: Sequence[str], model: type[content.Model]) -> content.Model:
+def _load(name: str, overrides: Sequence[str], models: tuple[type[Any], ...]) -> Any:
     path = content.find("configs", name)
-    data = content.read_yaml(path)
-    teacher = data.get("kind") == "teacher"
-    if teacher != (model is TeacherRecipe):
-        verb = "pretrain" if teacher else "run"
+    model = kind_of(path)
+    if model not in models:
+        verb = "run" if model is Recipe else "pretrain"
         raise ValueError(f"{path}: this is a recipe of `sfd {verb}`")
+    data = content.read_yaml(path)
     for text in overrides:
         _override(data, text)
     return content.check(data, model, str(path))
@@ -208,7 +288,7 @@ def plain(recipe: Strict) -> dict[str, Any]:
     return recipe.model_dump(mode="json", exclude_none=True)
 
 
-def sha256(recipe: Recipe | TeacherRecipe) -> str:
+def sha256(recipe: Recipe | TeacherRecipe | TextTeacherRecipe) -> str:
     """Hash of everything in a recipe that shapes its weights: not where it is put or looked at."""
     data = plain(recipe)
     for key in ("out", "audit"):

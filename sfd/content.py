@@ -170,6 +170,11 @@ def sha256(source: Path | bytes) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def sha256_of_files(paths: Iterable[Path]) -> str:
+    """Hex digest of the names and the bytes of files, whatever the order of their paths."""
+    return hash_json(sorted([path.name, sha256(path)] for path in paths))
+
+
 def hash_json(data: Any) -> str:
     """Hex digest of plain data, whatever the order of its keys."""
     return sha256(json.dumps(data, sort_keys=True, separators=(",", ":")).encode())

@@ -14,7 +14,7 @@ from scipy.special import ndtr
 from torch import Tensor, nn
 
 from sfd import noise
-from sfd.concepts import Concept
+from sfd.concepts import AnyConcept
 from sfd.teachers import Raw, Teacher
 
 
@@ -59,14 +59,14 @@ class Row:
     citation: str
 
 
-def none(teacher: Teacher, concepts: Sequence[Concept]) -> Rule:
+def none(teacher: Teacher, concepts: Sequence[AnyConcept]) -> Rule:
     """Plain distillation: the teacher at the row's own condition. Raises if there are concepts."""
     if concepts:
         raise ValueError("forgetting rule 'none' forgets nothing: remove `concepts`")
     return Rule(target=_at_target_condition(teacher))
 
 
-def override(teacher: Teacher, concepts: Sequence[Concept]) -> Rule:
+def override(teacher: Teacher, concepts: Sequence[AnyConcept]) -> Rule:
     """The teacher at the override's condition; it is never asked for what is forgotten.
 
     SFD, arXiv 2409.11219, eq. 11. Raises ValueError if there is no concept.
@@ -103,7 +103,7 @@ def draw_batch(
     seed: int,
     shape: tuple[int, ...],
     retained: Raw,
-    concepts: Sequence[Concept],
+    concepts: Sequence[AnyConcept],
     share: float,
     weight_student: float,
     weight_fake: float,
@@ -111,7 +111,8 @@ def draw_batch(
 ) -> Batch:
     """The conditions of image numbers `[B]`, drawn from `(seed, number)` alone.
 
-    A share `share` of the rows forgets, each a concept drawn uniformly; the others retain a
+    A share `share` of the rows forgets, each a concept drawn uniformly and one of its conditions
+    drawn uniformly; the others retain a
     condition drawn uniformly. The weights are a forget row's; a retained row weighs 1.
 
     Where a concept has several overrides, the image's own z says which: its mean brightness, a
@@ -123,18 +124,21 @@ def draw_batch(
     forget = is_forget(numbers, share if concepts else 0.0)
     u = noise.uniform((seed, "conditions", "row"), numbers)
     part = np.full(len(numbers), 0.5)
-    if any(len(c.override) > 1 for c in concepts):
+    rows = [pair for concept in concepts for pair in concept.pairs]
+    if any(len(instead) > 1 for _, instead in rows):
         z = noise.normal(noise.latent(seed), numbers, shape).reshape(len(numbers), -1)
         part = ndtr(z.sum(1, dtype=np.float64) / np.sqrt(z.shape[1]))
     student: list[Any] = []
     fake: list[Any] = []
     target: list[Any] = []
-    for forgets, which, instead in zip(forget, u, part, strict=True):
+    for forgets, which, place in zip(forget, u, part, strict=True):
         if forgets:
-            concept = concepts[int(which * len(concepts))]
-            safe = _pick(concept.override, instead)
-            student.append(concept.label)
-            fake.append((concept.label, safe) if len(concept.override) > 1 else concept.label)
+            index, rest = divmod(which * len(concepts), 1.0)
+            pairs = concepts[int(index)].pairs
+            gone, instead = pairs[int(rest * len(pairs))]
+            safe = _pick(instead, place)
+            student.append(gone)
+            fake.append((gone, safe) if len(instead) > 1 else gone)
             target.append(safe)
         else:
             student.append(retained[int(which * len(retained))])
@@ -152,7 +156,7 @@ def draw_batch(
     )
 
 
-def _pick(shares: Mapping[int, float], u: float) -> int:
+def _pick(shares: Mapping[Any, float], u: float) -> Any:
     labels = list(shares)
     index = np.searchsorted(np.cumsum(list(shares.values())), u, side="right")
     return labels[min(int(index), len(labels) - 1)]

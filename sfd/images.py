@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import json
 import re
 import struct
 import zipfile
@@ -50,6 +51,48 @@ def read_labelled(source: str) -> tuple[np.ndarray, np.ndarray, list[str]]:
     return images, labels, [str(label) for label in range(int(labels.max()) + 1)]
 
 
+def read_captioned(source: str) -> tuple[np.ndarray, list[str]]:
+    """Captioned images: uint8 `[N, H, W, C]` and a caption for each.
+
+    `source` is an image folder with a `metadata.jsonl` of `file_name` and `text` (the form that
+    `datasets` reads), or an `.npz` with `images` and `captions`. Raises ValueError, in one line, on
+    anything missing, empty, truncated or of unequal shape.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        images, captions = _read_metadata(path)
+    elif path.suffix == ".npz" and path.exists():
+        images, captions = _read_npz(path, "captions")
+        captions = [str(text) for text in captions]
+    else:
+        raise ValueError(
+            f"{source}: no such data; give a folder with metadata.jsonl, or an .npz with 'images'"
+            " and 'captions'"
+        )
+    if len(images) == 0 or len(images) != len(captions):
+        raise ValueError(f"{source}: {len(images)} images but {len(captions)} captions")
+    return images, captions
+
+
+def _read_metadata(folder: Path) -> tuple[np.ndarray, list[str]]:
+    path = folder / "metadata.jsonl"
+    if not path.is_file():
+        raise ValueError(f"{folder}: no metadata.jsonl in it (lines of file_name and text)")
+    images, captions = [], []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            row = json.loads(line)
+            name, text = row["file_name"], row["text"]
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ValueError(f"{path}, line {number}: needs file_name and text: {error}") from None
+        images.append(read_image(folder / name))
+        captions.append(str(text))
+    shapes = {image.shape for image in images}
+    if len(shapes) > 1:
+        raise ValueError(f"{folder}: images of different shapes: {sorted(shapes)[:3]}; resize them")
+    return np.stack(images) if images else np.zeros((0, 1, 1, 1), np.uint8), captions
+
+
 def _read_idx(folder: Path, prefix: str) -> tuple[np.ndarray, np.ndarray]:
     arrays = []
     for kind, magic in (("images-idx3", 2051), ("labels-idx1", 2049)):
@@ -74,13 +117,13 @@ def _read_idx(folder: Path, prefix: str) -> tuple[np.ndarray, np.ndarray]:
     return arrays[0], arrays[1].astype(np.int64)
 
 
-def _read_npz(path: Path) -> tuple[np.ndarray, np.ndarray]:
+def _read_npz(path: Path, other: str = "labels") -> tuple[np.ndarray, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as file:
-            if "images" not in file or "labels" not in file:
-                raise ValueError(f"{path}: needs arrays 'images' and 'labels', has {file.files}")
+            if "images" not in file or other not in file:
+                raise ValueError(f"{path}: needs arrays 'images' and '{other}', has {file.files}")
             try:
-                return file["images"], file["labels"]
+                return file["images"], file[other]
             except ValueError as error:
                 raise ValueError(f"{path}: its arrays cannot be read: {error}") from None
     except (zipfile.BadZipFile, EOFError, OSError) as error:
@@ -102,6 +145,19 @@ def _read_folder(root: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
     if len(shapes) > 1:
         raise ValueError(f"{root}: images of different shapes: {sorted(shapes)[:3]}; resize them")
     return np.stack(images), np.array(labels), names
+
+
+def read_pictures(folder: Path) -> list[np.ndarray]:
+    """The images of one folder in the order of `list_images`, uint8 `[H, W, C]` of any shapes.
+
+    Raises ValueError where there is no such folder, no image in it, or one that cannot be read.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such folder of images")
+    paths = list_images(folder)
+    if not paths:
+        raise ValueError(f"{folder}: no images in it ({', '.join(SUFFIXES)})")
+    return [read_image(path) for path in paths]
 
 
 def list_images(folder: Path) -> list[Path]:

@@ -1,15 +1,13 @@
 """The main job: the verbs in their order, with the callbacks that join them."""
 
 import inspect
-import json
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import yaml
 from torch import nn
@@ -19,25 +17,22 @@ from sfd import (
     concepts,
     configs,
     content,
-    features,
     forgetting,
-    images,
-    metrics,
     objectives,
     plugins,
     provenance,
-    sample,
     state,
     teachers,
     train,
 )
-from sfd.concepts import Concept
+from sfd.concepts import AnyConcept, Concept
 from sfd.configs import Recipe
-from sfd.eval import Subject, audit, load_judge, suites
+from sfd.eval import Subject, audit, suites
 from sfd.eval.subjects import of_student
 from sfd.forgetting import Rule
 from sfd.objectives import Phase
 from sfd.teachers import Teacher
+from sfd.watch import Watch
 
 CODES = {"PASS": 0, "FAIL": 3, "INCONCLUSIVE": 4}
 LOOKS = (1 / 128, 1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 3 / 8, 1 / 2, 5 / 8, 3 / 4, 7 / 8, 1)
@@ -54,11 +49,11 @@ class Job:
     name: str
     recipe: Recipe
     teacher: Teacher
-    concepts: list[Concept]
-    retained: list[int | None]
+    concepts: list[AnyConcept]
+    retained: list[Any]
     rule: Rule
     phases: tuple[Phase, ...]
-    suite: suites.Suite | None
+    suite: suites.AnySuite | None
     sha256: str
 
 
@@ -114,16 +109,15 @@ def prepare(name: str, recipe: Recipe, device: torch.device) -> Job:
         options=ref.options,
         device=device,
     )
-    kept = [i for i in range(len(teacher.labels)) if i not in teacher.without]
-    found = concepts.load(lineage(recipe), teacher.labels, kept)
-    forgotten = [c.label for c in found]
-    retained: list[int | None] = [i for i in kept if i not in forgotten]
-    if teacher.without:
-        retained.append(None)  # what its untaught labels are asked as
+    found, retained = _conditions(recipe, teacher)
     plan = recipe.forgetting
     row = plugins.resolve(forgetting.RULES, plan.rule, "rules")
     build_rule = row.build if isinstance(row, forgetting.Row) else row
-    rule = _built(build_rule, f"forgetting.options ({plan.rule})", plan.options, teacher, found)
+    null = teacher.encode([None])
+    target = replace(
+        teacher, denoiser=teachers.guided(teacher.denoiser, null, recipe.guidance.target)
+    )
+    rule = _built(build_rule, f"forgetting.options ({plan.rule})", plan.options, target, found)
     if found and not plan.share:
         raise ValueError("forgetting.share is 0, so no image would ever forget: raise it")
     objective = recipe.objective
@@ -134,6 +128,31 @@ def prepare(name: str, recipe: Recipe, device: torch.device) -> Job:
     suite = suites.load(recipe.audit.suite, recipe.audit.n) if recipe.audit else None
     return Job(name, recipe, teacher, found, retained, rule, tuple(phases), suite,
                configs.sha256(recipe))  # fmt: skip
+
+
+def _conditions(recipe: Recipe, teacher: Teacher) -> tuple[list[AnyConcept], list[Any]]:
+    """What a recipe forgets, all that it starts from included, and what it retains."""
+    if not teacher.labels:
+        found = concepts.load_prompts(lineage(recipe))
+        asked = concepts.read_prompts(recipe.prompts) if recipe.prompts else []
+        asked += [prompt for concept in found for prompt in concept.retain]
+        kept = [p for p in dict.fromkeys(asked) if not any(c.mentions(p) for c in found)]
+        if not kept:
+            raise ValueError("prompts: a text-to-image recipe needs a list of prompts to retain")
+        audited = {prompt.text for concept in found for prompt in concept.holdout}
+        both = next((p for p in kept if p in audited), None)
+        if both is not None:
+            raise ValueError(f"prompts: {both!r} is audited with, so it must not be trained with")
+        return list(found), kept
+    if recipe.prompts:
+        raise ValueError(f"prompts: {teacher.name} is asked in classes, remove this key")
+    kept = [i for i in range(len(teacher.labels)) if i not in teacher.without]
+    classes = concepts.load(lineage(recipe), teacher.labels, kept)
+    forgotten = [c.label for c in classes]
+    retained: list[Any] = [i for i in kept if i not in forgotten]
+    if teacher.without:
+        retained.append(None)  # what its untaught labels are asked as
+    return list(classes), retained
 
 
 def _built(build: Callable[..., Any], where: str, options: Mapping[str, Any], *args: Any) -> Any:
@@ -148,6 +167,19 @@ def _built(build: Callable[..., Any], where: str, options: Mapping[str, Any], *a
         return build(*args, **options)
     except TypeError as error:
         raise ValueError(f"{where}: {error}") from None
+
+
+def described(job: Job) -> dict[str, Any]:
+    """What a job forgets and what is drawn instead, as plain data."""
+    out: dict[str, Any] = {}
+    for concept in job.concepts:
+        if isinstance(concept, Concept):
+            instead = {job.teacher.labels[k]: round(v, 4) for k, v in concept.override.items()}
+            out[concept.name] = {"forget": concept.label_name, "override": instead}
+        else:
+            pairs = dict(zip(concept.forget, concept.override, strict=True))
+            out[concept.name] = {"forget": concept.label_name, "override": pairs}
+    return out
 
 
 # --- training ------------------------------------------------------------------------------------
@@ -171,7 +203,9 @@ def train_job(
     for module in (job.teacher.denoiser, student, fake):
         teachers.set_precision(module, job.recipe.train.precision)
     numbers, plan = job.recipe.train, job.recipe.forgetting
-    watch = _Watch(job, folder, device)
+    watch = Watch(
+        job.teacher, job.concepts, job.retained, job.suite, numbers.watch, folder, str(device)
+    )
     average, fake = train.train(
         job.teacher,
         job.rule,
@@ -180,6 +214,8 @@ def train_job(
         fake=fake,
         retained=job.retained,
         concepts=job.concepts,
+        guidance_train=job.recipe.guidance.train,
+        guidance_fake=job.recipe.guidance.fake,
         share=plan.share,
         weight_student=plan.weight_student,
         weight_fake=plan.weight_fake,
@@ -293,52 +329,6 @@ def _load_start(job: Job, folder: Path, student: nn.Module, fake: nn.Module) -> 
     checkpoints.load_strictly(fake, part, str(path))
 
 
-class _Watch:
-    """Looks at the student as it trains: `curves.jsonl`, and sheets in `samples/`."""
-
-    def __init__(self, job: Job, folder: Path, device: torch.device):
-        self.job, self.folder, self.n = job, folder, job.recipe.train.watch
-        self.tools: Any = None
-        if job.suite and self.n:
-            reference = suites.read_reference(job.suite.reference)
-            asked = [i for i in job.retained if i is not None]
-            names = [job.teacher.labels[i] for i in asked]
-            rows = np.isin(reference.labels, [reference.names.index(n) for n in names])
-            self.tools = (
-                load_judge(job.suite.judge, str(device)),
-                features.load(job.suite.features, str(device)),
-                reference.features[rows],
-            )
-
-    def look(self, average: nn.Module, nimg: int, seconds: float) -> None:
-        """Draw from the average, judge, write one line and one sheet."""
-        job = self.job
-        generate = sample.student_sampler(average, _card(job))
-        everything = list(range(len(job.teacher.labels)))
-        seeds = np.arange(8)
-        pictures = np.concatenate([generate([label] * 8, seeds) for label in everything])
-        picture = images.sheet(pictures, columns=8, scale=max(1, 48 // pictures.shape[1]))
-        for path in (f"samples/{nimg:09d}.png", "samples.png"):
-            content.write_atomic(self.folder / path, images.png_bytes(picture))
-        if self.tools is None:
-            return
-        judge, extract, real = self.tools
-        line: dict[str, Any] = {"nimg": nimg, "seconds": round(seconds, 1), "direct": {}}
-        for concept in job.concepts:
-            drawn = generate([concept.label] * self.n, np.arange(self.n))
-            line["direct"][concept.name] = float(judge.called(drawn)[:, concept.label].mean())
-        asked = [i for i in job.retained if i is not None]
-        labels = [asked[i % len(asked)] for i in range(2 * self.n)]
-        drawn = generate(labels, np.arange(len(labels)))
-        line["agreement"] = float(judge.called(drawn)[np.arange(len(labels)), labels].mean())
-        line["fid"] = metrics.fid(extract(drawn), real)
-        line["n"] = self.n
-        log = self.folder / "curves.jsonl"
-        old = log.read_text().splitlines() if log.exists() else []
-        kept = [text for text in old if json.loads(text)["nimg"] < nimg]
-        content.write_atomic(log, "".join(f"{t}\n" for t in [*kept, json.dumps(line)]))
-
-
 # --- the whole -----------------------------------------------------------------------------------
 
 
@@ -373,7 +363,7 @@ def code_of(audit: Mapping[str, Any] | None) -> int:
 
 def audit_subject(
     subject: Subject,
-    suite: suites.Suite,
+    suite: suites.AnySuite,
     teacher: Teacher,
     folder: Path,
     *,
@@ -388,7 +378,8 @@ def audit_subject(
     finished run of `<teacher>-gold`, if it is there and the suite attacks.
     """
     teachers.set_precision(teacher.denoiser, "fp32")
-    rival = _gold_of(subject, teacher, gold, device) if suite.attacks else None
+    attacked = isinstance(suite, suites.Suite) and suite.attacks
+    rival = _gold_of(subject, teacher, gold, device) if attacked else None
     return audit(
         subject, suite, teacher, folder, device=str(device), gold=rival, controls=controls,
         progress=progress,
@@ -409,7 +400,8 @@ def _gold_of(
     gold = of_student(path, str(device), [])
     if list(gold.labels) != list(subject.labels):
         raise ValueError(f"{path}: the gold's labels {gold.labels} are not the subject's")
-    knew = [c.label_name for c in subject.concepts if c.label not in gold.without]
+    asked = [c for c in subject.concepts if isinstance(c, Concept)]
+    knew = [c.label_name for c in asked if c.label not in gold.without]
     if knew:
         raise ValueError(f"{path}: was taught {', '.join(knew)}, so it is no gold to compare with")
     return gold

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sfd import content, noise, schedules, teachers
-from sfd.teachers import Raw, Teacher, one_hot, to_uint8
+from sfd.teachers import Raw, Teacher, guided
 
 Generate = Callable[[Raw, np.ndarray], np.ndarray]
 """(conditions, seeds `[N]`) -> uint8 images `[N, H, W, C]`."""
@@ -54,7 +54,10 @@ def heun(
 
 
 def _batched(
-    draw: Callable[[Raw, Tensor], Tensor], shape: tuple[int, ...], device: torch.device, batch: int
+    draw: Callable[[Raw, Tensor], np.ndarray],
+    shape: tuple[int, ...],
+    device: torch.device,
+    batch: int,
 ) -> Generate:
     def generate(raw: Raw, seeds: np.ndarray) -> np.ndarray:
         seeds = np.asarray(seeds, np.int64)
@@ -63,33 +66,65 @@ def _batched(
         if len(seeds) and seeds.min() < 0:
             raise ValueError("seeds must not be negative")
         parts = [
-            to_uint8(draw(raw[i : i + batch], initial_noise(seeds[i : i + batch], shape, device)))
+            draw(raw[i : i + batch], initial_noise(seeds[i : i + batch], shape, device))
             for i in range(0, len(seeds), batch)
         ]
-        empty = np.zeros((0, *shape[1:], shape[0]), np.uint8)
-        return np.concatenate(parts) if parts else empty
+        return np.concatenate(parts) if parts else np.zeros((0, 1, 1, 1), np.uint8)
 
     return generate
 
 
-def teacher_sampler(teacher: Teacher, *, steps: int = 18, batch: int = 250) -> Generate:
+def teacher_sampler(
+    teacher: Teacher, *, steps: int = 18, guidance: float = 1.0, batch: int = 250
+) -> Generate:
     """A teacher's own samples by `heun`."""
     device = next(teacher.denoiser.parameters(), torch.zeros(())).device
     low, high = teacher.sigma_range
 
-    def draw(raw: Raw, z: Tensor) -> Tensor:
-        cond = teacher.encode(raw)
-        return heun(teacher.denoiser, z, cond, steps=steps, sigma_min=low, sigma_max=high)
+    def draw(raw: Raw, z: Tensor) -> np.ndarray:
+        denoiser = guided(teacher.denoiser, teacher.encode([None]), guidance)
+        x0 = heun(denoiser, z, teacher.encode(raw), steps=steps, sigma_min=low, sigma_max=high)
+        return teacher.decode(x0)
 
     return _batched(draw, teacher.shape, device, batch)
+
+
+def one_step_sampler(
+    denoiser: nn.Module,
+    *,
+    encode: Callable[[Raw], Tensor],
+    decode: Callable[[Tensor], np.ndarray],
+    shape: tuple[int, ...],
+    sigma_init: float,
+    batch: int = 250,
+) -> Generate:
+    """One-step samples of a student."""
+    device = next(denoiser.parameters()).device
+
+    def draw(raw: Raw, z: Tensor) -> np.ndarray:
+        return decode(one_step(denoiser, z, encode(raw), sigma_init))
+
+    return _batched(draw, shape, device, batch)
+
+
+def student_sampler(denoiser: nn.Module, teacher: Teacher) -> Generate:
+    """One-step samples of a student of `teacher`."""
+    return one_step_sampler(
+        denoiser,
+        encode=teacher.encode,
+        decode=teacher.decode,
+        shape=teacher.shape,
+        sigma_init=teacher.sigma_init,
+    )
 
 
 @dataclass(frozen=True)
 class Student:
     """A released one-step generator.
 
-    `sample(labels, seeds)` draws uint8 images `[N, H, W, C]`: one label (an index, or None for no
-    class in particular) and one non-negative seed each. `card` is the file's metadata.
+    `sample(conditions, seeds)` draws uint8 images `[N, H, W, C]`: one condition (a label's index or
+    a prompt; None for nothing in particular) and one non-negative seed each. `card` is the file's
+    metadata.
     """
 
     denoiser: nn.Module
@@ -103,17 +138,6 @@ class Student:
         return self.card["labels"]
 
 
-def student_sampler(denoiser: nn.Module, card: dict[str, Any], *, batch: int = 250) -> Generate:
-    """One-step samples of a denoiser under a model file's card."""
-    device = next(denoiser.parameters()).device
-
-    def draw(raw: Raw, z: Tensor) -> Tensor:
-        cond = one_hot(raw, len(card["labels"]), device, card["without"])
-        return one_step(denoiser, z, cond, card["sigma_init"])
-
-    return _batched(draw, tuple(card["shape"]), device, batch)
-
-
 def load(path: str | Path, device: str = "cpu", batch: int = 250) -> Student:
     """A student from its file or its run folder. Raises ValueError if it is not one."""
     path = Path(path)
@@ -123,9 +147,16 @@ def load(path: str | Path, device: str = "cpu", batch: int = 250) -> Student:
     if card.get("role") != "student":
         raise ValueError(f"{path}: holds a {card.get('role')}, not a student")
     denoiser = denoiser.to(device)
-    return Student(
-        denoiser, card, content.sha256(path), student_sampler(denoiser, card, batch=batch)
+    encode, decode = teachers.interface(card, torch.device(device))
+    generate = one_step_sampler(
+        denoiser,
+        encode=encode,
+        decode=decode,
+        shape=tuple(card["shape"]),
+        sigma_init=card["sigma_init"],
+        batch=batch,
     )
+    return Student(denoiser, card, content.sha256(path), generate)
 
 
 __all__ = [
@@ -135,6 +166,7 @@ __all__ = [
     "initial_noise",
     "load",
     "one_step",
+    "one_step_sampler",
     "student_sampler",
     "teacher_sampler",
 ]

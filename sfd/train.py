@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sfd import forgetting, noise, state
-from sfd.concepts import Concept
+from sfd import forgetting, noise, state, teachers
+from sfd.concepts import AnyConcept
 from sfd.forgetting import Batch, Rule
 from sfd.objectives import Draw, Logs, Phase
 from sfd.teachers import Raw, Teacher
@@ -23,8 +23,10 @@ def train(
     *,
     student: nn.Module,
     fake: nn.Module,
+    guidance_train: float = 1.0,
+    guidance_fake: float = 1.0,
     retained: Raw,
-    concepts: Sequence[Concept],
+    concepts: Sequence[AnyConcept],
     share: float,
     weight_student: float,
     weight_fake: float,
@@ -50,7 +52,9 @@ def train(
 
     `total`, `warmup`, `ema_images`, `tick`, `checkpoint` and `snapshots` are counted in images of
     the global batch. The loss of a batch is sum_i weight_i l_i / batch. Both networks learn with
-    Adam(0, .999) and stay in evaluation mode (no dropout). Resumes from `folder`; raises
+    Adam(0, .999) and stay in evaluation mode (no dropout). The fake score is guided by
+    `guidance_train` where it learns and by `guidance_fake` where it is asked (arXiv 2406.01561).
+    Resumes from `folder`; raises
     `state.Stopped` if it ends in the middle.
     """
     if batch % accumulate:
@@ -62,6 +66,11 @@ def train(
     optimizers = {
         name: torch.optim.Adam(net.parameters(), lr=rates[name], betas=(0.0, 0.999))
         for name, net in networks.items()
+    }
+    null = teacher.encode([None])
+    asked = {
+        name: {**networks, "fake": teachers.guided(fake, null, k)}
+        for name, k in (("student", guidance_fake), ("fake", guidance_train))
     }
     masks = rule.mask(student) if rule.mask else {}
     run = state.Run({**networks, "ema": average}, dict(optimizers))
@@ -94,7 +103,8 @@ def train(
                 net.requires_grad_(name in phase.learns)
             for numbers, b, memo in zip(parts, batches, memos, strict=True):
                 draw = draw_for(seed, phase.name, numbers, teacher.shape, device)
-                losses, logs = call(phase, teacher, rule, networks, b, draw, memo)
+                views = asked["fake" if "fake" in phase.learns else "student"]
+                losses, logs = call(phase, teacher, rule, views, b, draw, memo)
                 weight = b.weight_student if phase.weight == "student" else b.weight_fake
                 weighted = weight * losses
                 (weighted.sum() / batch).backward()

@@ -22,7 +22,7 @@ from sfd import (
     plugins,
     teachers,
 )
-from sfd.eval import suites
+from sfd.eval import planning, suites
 from sfd.eval.subjects import Subject, of_noise, of_student, of_teacher
 from sfd.jobs import Job, Progress, Say
 from sfd.teachers import Teacher
@@ -53,6 +53,11 @@ def audit_file(
         suite, plan = recipe.audit.suite, recipe.audit.n
     teacher = _teacher_of(path, device)
     chosen = suites.load(suite, plan)
+    attacked = isinstance(chosen, suites.Suite) and chosen.attacks
+    if (gold or attack_images) and not attacked:
+        raise ValueError(
+            f"suite {chosen.name} has no attacks: leave --gold and --attack-images out"
+        )
     if attack_images is not None:
         chosen = chosen.model_copy(update={"attack_images": attack_images})
     return jobs.audit_subject(
@@ -103,9 +108,13 @@ def run_controls(
             gold=gold,
         )  # fmt: skip
 
-    original = audited(of_teacher(job.teacher, job.concepts, job.suite.teacher_steps), "original")
+    suite = job.suite
+    steps = suite.teacher_steps if isinstance(suite, suites.Suite) else suite.teacher.steps
+    original = audited(of_teacher(job.teacher, job.concepts, steps), "original")
     rows.append(_row("original", "FAIL", _status(original, "direct")))
-    noise = audited(of_noise(job.teacher.labels, job.concepts, job.teacher.shape), "noise")
+    height, width, channels = job.teacher.decode(torch.zeros(1, *job.teacher.shape))[0].shape
+    shape = (channels, height, width)
+    noise = audited(of_noise(job.teacher.labels, job.concepts, shape), "noise")
     rows.append(_row("noise", "FAIL", _status(noise, "validity")))
     gold = _gold(job, device=device, say=say, progress=progress)
     if gold is None:
@@ -142,11 +151,54 @@ def _gold(job: Job, *, device: torch.device, say: Say, progress: Progress) -> Pa
         return None
     recipe = configs.load(recipe_name)
     gold = jobs.prepare(recipe_name, recipe, device)
-    if set(gold.teacher.without) != {c.label for c in job.concepts}:
+    if set(gold.teacher.without) != {
+        c.label for c in job.concepts if isinstance(c, concepts.Concept)
+    }:
         return None
     folder = jobs.folder_of(recipe_name, recipe)
     jobs.train_job(gold, folder, device=device, force=False, say=say, progress=progress)
     return folder
+
+
+# --- plans of audits -----------------------------------------------------------------------------
+
+
+def plan_audit(name: str) -> list[planning.Row]:
+    """How many samples each rate claim of a suite, or of a recipe's audit, takes; nothing is drawn.
+
+    A suite is planned for every concept that its judge is named for. Raises ValueError where there
+    is none, or where a name is both a suite's and a recipe's.
+    """
+    kinds = [kind for kind in ("configs", "eval/suites") if name in content.names(kind)]
+    if len(kinds) > 1:
+        raise ValueError(f"{name}: both a recipe and a suite are called that; give a file's path")
+    kind = kinds[0] if kinds else "eval/suites"
+    path = content.find(kind, name)
+    if "claims" in content.read_yaml(path):
+        suite = suites.load(str(path))
+        if isinstance(suite, suites.PromptSuite):
+            raise ValueError(_NO_PLAN.format(name))
+        known = {n: concepts.read(n) for n in content.names("concepts")}
+        names = [n for n, file in known.items() if file.classifier == suite.judge]
+    else:
+        recipe = configs.load(str(path))
+        if recipe.audit is None:
+            raise ValueError(f"{name}: names no suite to plan; add audit: {{suite: NAME}}")
+        suite, names = suites.load(recipe.audit.suite, recipe.audit.n), jobs.lineage(recipe)
+    if isinstance(suite, suites.PromptSuite):
+        raise ValueError(_NO_PLAN.format(name))
+    if not names:
+        raise ValueError(f"{name}: no concept here is judged by {suite.judge}; plan a recipe")
+    card = classifiers.read_card(suite.judge)
+    # one by one: concepts that exclude each other in a run can be planned side by side
+    found = [c for n in names for c in concepts.load([n], card.labels)]
+    return planning.plan(suite, card, found)
+
+
+_NO_PLAN = (
+    "{}: plans are for suites of classes; over prompts, a rate below x needs at least 3.7/x"
+    " held-out prompts without a hit"
+)
 
 
 # --- references ----------------------------------------------------------------------------------
@@ -196,10 +248,10 @@ def _named(data: str, names: list[str], found: list[str]) -> list[str]:
 def listing() -> dict[str, list[str]]:
     """Names of everything that a recipe can name."""
     recipes = content.names("configs")
-    kinds = {n: configs.is_teacher(content.find("configs", n)) for n in recipes}
+    kinds = {n: configs.kind_of(content.find("configs", n)) for n in recipes}
     return {
-        "recipes": [n for n in recipes if not kinds[n]],
-        "teacher recipes": [n for n in recipes if kinds[n]],
+        "recipes": [n for n in recipes if kinds[n] is configs.Recipe],
+        "teacher recipes": [n for n in recipes if kinds[n] is not configs.Recipe],
         "concepts": content.names("concepts"),
         "classifiers": content.names("classifiers"),
         "suites": content.names("eval/suites"),
@@ -238,7 +290,7 @@ def _validate(path: Path) -> None:
         concepts.read(str(path))
     elif "claims" in data:
         suites.load(str(path))
-    elif data.get("kind") == "teacher":
+    elif configs.kind_of(path) is not configs.Recipe:
         configs.load_teacher(str(path))
     else:
         _validate_recipe(path)

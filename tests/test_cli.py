@@ -177,6 +177,13 @@ def test_data_that_cannot_train():
     refused(sfd("pretrain", recipe, "data=few.npz"), 2, "4 x 4")
 
 
+def test_the_plan_of_an_audit():
+    done = sfd("audit", "--plan", "digits-forget-three", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)[0]["at"][0]["n"] == 378
+    refused(sfd("audit", "--plan", "digit"), 2, "did you mean", "digits")
+
+
 def test_folders_that_cannot_be_used():
     Path("file").write_text("")
     refused(sfd("train", "smoke", "out=file", *QUICK), 2, "file")

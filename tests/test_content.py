@@ -114,8 +114,8 @@ def test_shipped_concepts_load(name):
 
 @pytest.mark.parametrize("name", content.names("configs"))
 def test_shipped_recipes_load(name):
-    path = content.find("configs", name)
-    recipe = configs.load_teacher(name) if configs.is_teacher(path) else configs.load(name)
+    kind = configs.kind_of(content.find("configs", name))
+    recipe = configs.load(name) if kind is configs.Recipe else configs.load_teacher(name)
     again = type(recipe).model_validate(configs.plain(recipe))
     assert configs.sha256(again) == configs.sha256(recipe)
     if isinstance(recipe, configs.Recipe):

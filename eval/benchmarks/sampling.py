@@ -27,14 +27,8 @@ arguments = parser.parse_args()
 
 device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 teacher = teachers.load(name=arguments.teacher, device=device)
-card = {
-    "labels": list(teacher.labels),
-    "without": [],
-    "sigma_init": teacher.sigma_init,
-    "shape": teacher.shape,
-}
 sides = {
-    "one step": sample.student_sampler(teacher.make_student(), card),
+    "one step": sample.student_sampler(teacher.make_student(), teacher),
     "teacher, 35 evaluations": sample.teacher_sampler(teacher, steps=18),
 }
 labels = [i % len(teacher.labels) for i in range(arguments.images)]

@@ -1,11 +1,10 @@
-"""The README's table of results: `python eval/benchmarks/table.py [--write]`."""
+"""The generated parts of the README: `python eval/benchmarks/table.py [--write]`."""
 
 import json
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 
 
 def table() -> str:
@@ -34,15 +33,63 @@ def table() -> str:
     return "\n".join(lines)
 
 
+def power() -> str:
+    """Markdown: how simulated audits of a direct claim end, by how much leaks and by n."""
+    study = json.loads((ROOT / "eval/results/leak-study.json").read_text())
+    runs, of_images, of_prompts = (study[k] for k in ("runs", "images", "prompts"))
+    name, judge = next(iter(study["judges"].items()))
+    rows = {(r["n"], r["leak"]): r for r in of_images if r["judge"] == name}
+    sizes, leaks = (sorted({key[i] for key in rows}) for i in (0, 1))
+    lines = [
+        f"| planted, of a threshold of {study['threshold']:.0%} | "
+        + " | ".join(f"n = {n:,}" for n in sizes)
+        + " |",
+        "|---|" + "---|" * len(sizes),
+    ]
+    for leak in leaks:
+        shares = [
+            [100 * rows[n, leak][s] / runs for s in ("PASS", "INCONCLUSIVE", "FAIL")] for n in sizes
+        ]
+        cells = " | ".join(" / ".join(f"{share:.1f}" for share in three) for three in shares)
+        lines.append(f"| {leak:g} times | {cells} |")
+    worst = study["worst_false_PASS"]
+    naive = max(r["PASS_if_independent"] for r in of_prompts if r["leak"] >= 1) / runs
+    audits = runs * (len(of_images) + len(of_prompts))
+    lines += [
+        "",
+        f"PASS / INCONCLUSIVE / FAIL in 100 audits, {runs:,} each, by a judge that finds"
+        f" {judge['sensitivity']:.1%}, wrongly calls {judge['false_positive']:.2%} of the rest, and"
+        f" was measured on {judge['images'][0]} images of each.",
+        "",
+        f"At or above the threshold a PASS is false. Over all {audits:,} simulated audits, with"
+        f" {len(study['judges'])} judges and {len({r['population'] for r in of_prompts})} kinds of"
+        f" prompts, the setting with the most of them has {_share(worst['images'])} (judge:"
+        f" {worst['images']['judge']}); over prompts {_share(worst['prompts'])}, where taking the"
+        f" images of a prompt for independent would let up to {naive:.0%} pass.",
+    ]
+    return "\n".join(lines)
+
+
+def _share(row: dict) -> str:
+    low, high = row["false_PASS_ci95"]
+    return f"{row['false_PASS']:.1%} [{low:.1%}, {high:.1%}]"
+
+
+PARTS = {"results": table, "power": power}
+
+
 def readme_with_table() -> str:
-    """The README with the table between its marks."""
+    """The README with each generated part between its marks."""
     text = (ROOT / "README.md").read_text()
-    head, rest = text.split(BEGIN)
-    return f"{head}{BEGIN}\n{table()}\n{END}{rest.split(END)[1]}"
+    for name, make in PARTS.items():
+        begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+        head, rest = text.split(begin)
+        text = f"{head}{begin}\n{make()}\n{end}{rest.split(end)[1]}"
+    return text
 
 
 if __name__ == "__main__":
     if "--write" in sys.argv:
         (ROOT / "README.md").write_text(readme_with_table())
     else:
-        print(table())
+        print("\n\n".join(make() for make in PARTS.values()))

@@ -1,7 +1,7 @@
 """Concept classifiers: who judges, and the backends behind them.
 
-A classifier is a folder: `card.yaml` says what it is and how good it is on named held-out data,
-`weights.safetensors` holds half-precision weights whose sha256 is in the card.
+A classifier is a folder: `card.yaml` says what it is and how good it is on named held-out data, and
+holds the sha256 of its weights: `weights.safetensors` in half precision, or what the backend reads.
 """
 
 from collections.abc import Callable
@@ -20,6 +20,7 @@ from sfd.classifiers.cards import (
     Calibration,
     Card,
     Count,
+    Curve,
     Input,
     Training,
     count,
@@ -32,6 +33,9 @@ from sfd.classifiers.cards import (
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+ROUNDING = 1e-4
+"""How far outside [0, 1] a probability may come to lie by rounding."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,13 @@ class Classifier:
             raise ValueError(
                 f"classifier {self.card.name} gives features and judges nothing; name another"
             )
-        return self._in_batches(self.network.probabilities, images, batch, len(self.card.labels))
+        out = self._in_batches(self.network.probabilities, images, batch, len(self.card.labels))
+        if out.min() < -ROUNDING or out.max() > 1 + ROUNDING:
+            raise ValueError(
+                f"classifier {self.card.name} ({self.card.backend}) returned {out.min():.4g} to"
+                f" {out.max():.4g}, which are no probabilities"
+            )
+        return out.clip(0, 1)
 
     def called(self, images: np.ndarray, batch: int = 256) -> np.ndarray:
         """Which labels are called: uint8 `[N, H, W, C]` -> bool `[N, L]`, see `Card.threshold`."""
@@ -114,6 +124,12 @@ def called(probabilities: np.ndarray, threshold: float | None) -> np.ndarray:
     return np.arange(probabilities.shape[1]) == probabilities.argmax(1)[:, None]
 
 
+def with_threshold(classifier: Classifier, threshold: float) -> Classifier:
+    """The same classifier under another threshold in (0, 1), of which nothing was measured yet."""
+    update = {"threshold": threshold, "calibration": None}
+    return Classifier(classifier.card.model_copy(update=update), classifier.network)
+
+
 def _check_images(images: np.ndarray) -> None:
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
         raise ValueError(
@@ -129,7 +145,37 @@ def _timm(card: Card, folder: Path, device: str) -> Network:
     return timm_models.load(card, folder, device)
 
 
-BACKENDS: dict[str, Backend] = {"timm": _timm}
+def _nudenet(card: Card, folder: Path, device: str) -> Network:
+    from sfd.classifiers import nudenet_detector
+
+    return nudenet_detector.load(card, folder, device)
+
+
+def _clip(card: Card, folder: Path, device: str) -> Network:
+    from sfd.classifiers import clip_zero_shot
+
+    return clip_zero_shot.load(card, folder, device)
+
+
+def _face(card: Card, folder: Path, device: str) -> Network:
+    from sfd.classifiers import face_gallery
+
+    return face_gallery.load(card, folder, device)
+
+
+def _onnx(card: Card, folder: Path, device: str) -> Network:
+    from sfd.classifiers import onnx_model
+
+    return onnx_model.load(card, folder, device)
+
+
+BACKENDS: dict[str, Backend] = {
+    "timm": _timm,
+    "nudenet": _nudenet,
+    "clip": _clip,
+    "face": _face,
+    "onnx": _onnx,
+}
 
 
 def known_backend(name: str) -> Backend:
@@ -164,6 +210,7 @@ __all__ = [
     "Card",
     "Classifier",
     "Count",
+    "Curve",
     "Input",
     "Network",
     "Training",
@@ -175,5 +222,6 @@ __all__ = [
     "measured",
     "read_card",
     "save",
+    "with_threshold",
     "write_calibration",
 ]

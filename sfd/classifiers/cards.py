@@ -7,7 +7,7 @@ import pydantic
 import yaml
 
 from sfd import content, metrics
-from sfd.content import Strict
+from sfd.content import Model, Strict
 
 if TYPE_CHECKING:
     import torch
@@ -25,6 +25,18 @@ class Count(Strict):
     ci95: tuple[float, float]
 
 
+class Curve(Strict):
+    """What other thresholds would have called, on the images of a calibration.
+
+    `found[label][i]` of the label's own images, and `wrong[label][i]` of all others, have a
+    probability of at least `thresholds[i]`. The numbers of images stand in the calibration.
+    """
+
+    thresholds: list[float]
+    found: dict[str, list[int]]
+    wrong: dict[str, list[int]]
+
+
 class Calibration(Strict):
     """What a classifier called on labelled images that its weights had not seen.
 
@@ -40,6 +52,7 @@ class Calibration(Strict):
     accuracy: Count
     sensitivity: dict[str, Count]
     false_positive: dict[str, Count]
+    curve: Curve | None = None
 
 
 class Architecture(Strict):
@@ -81,7 +94,8 @@ class Card(Strict):
 
     `task` is 'classify' (it judges) or 'features' (it judges nothing, so that no network measures
     both forgetting and quality). `threshold` is the probability from which a label counts as
-    called; null means that the most probable label is called, and no other.
+    called; null means that the most probable label is called, and no other. `options` are the
+    backend's own, `weights_sha256` pins every file that its answers follow from.
     """
 
     version: Literal[1]
@@ -91,6 +105,7 @@ class Card(Strict):
     backend: str
     architecture: Architecture | None = None
     input: Input | None = None
+    options: dict[str, Any] | None = None
     threshold: float | None = pydantic.Field(default=None, gt=0, lt=1)
     weights_sha256: str | None = None
     licence: str
@@ -108,7 +123,16 @@ class Card(Strict):
             )
             if not _same_counts(block, again):
                 raise ValueError("calibration: the rates do not follow from the confusion counts")
+            if block.curve is not None:
+                _check_curve(block, block.curve, self.labels, self.threshold)
         return self
+
+    @property
+    def fingerprint(self) -> str | None:
+        """What its answers follow from: the hash of its weights, options and threshold."""
+        if self.options is None and self.threshold is None:
+            return self.weights_sha256
+        return content.hash_json([self.weights_sha256, self.options, self.threshold])
 
     def confused(self, truth: str, called: str) -> Count:
         """On how many held-out images of `truth` the label `called` was called.
@@ -188,6 +212,40 @@ def _same_counts(a: Calibration, b: Calibration) -> bool:
     return pairs(a) == pairs(b)
 
 
+def _check_curve(
+    block: Calibration, curve: Curve, labels: list[str], threshold: float | None
+) -> None:
+    """A curve falls from threshold to threshold, and at the card's own it is the calibration."""
+    if curve.thresholds != sorted(set(curve.thresholds)):
+        raise ValueError("curve: its thresholds must rise")
+    if threshold not in curve.thresholds:
+        raise ValueError(
+            f"curve: was not measured at the threshold {threshold}: set calibration to null and run"
+            " `sfd calibrate`"
+        )
+    own = curve.thresholds.index(threshold)
+    everything = sum(block.images.values())
+    sides = (
+        ("found", curve.found, block.sensitivity, {k: block.images[k] for k in block.sensitivity}),
+        (
+            "wrong",
+            curve.wrong,
+            block.false_positive,
+            {label: everything - block.images.get(label, 0) for label in labels},
+        ),
+    )
+    for side, counts, stated, most in sides:
+        if set(counts) != set(stated):
+            raise ValueError(f"curve: {side} needs the labels {', '.join(stated)}")
+        for label, row in counts.items():
+            falls = row == sorted(row, reverse=True) and min(row) >= 0 and row[0] <= most[label]
+            if len(row) != len(curve.thresholds) or not falls or row[own] != stated[label].k:
+                raise ValueError(
+                    f"curve: {side} of {label!r} does not fit the counts at {threshold}: set"
+                    " calibration to null and run `sfd calibrate`"
+                )
+
+
 def folder_of(name: str) -> Path:
     """The folder of the classifier called `name`, or at that path. Raises ValueError if none."""
     path = content.find("classifiers", name)
@@ -232,12 +290,46 @@ def save(folder: Path, card: Card, state: "dict[str, torch.Tensor] | None" = Non
     return card
 
 
-def write_calibration(name: str, block: Calibration, out: Path | None = None) -> Path:
-    """Write a measurement into a classifier's card, in its folder or in a copy at `out`."""
+def write_calibration(
+    name: str, block: Calibration, out: Path | None = None, *, threshold: float | None = None
+) -> Path:
+    """Write a measurement into a classifier's card, in its folder or in a copy of it at `out`.
+
+    `threshold` is the one measured at, where that is not the card's.
+    """
     source = folder_of(name)
     folder = out or source
-    card = read_card(name).model_copy(update={"calibration": block})
-    if folder != source and (source / WEIGHTS).is_file():
-        content.write_atomic(folder / WEIGHTS, (source / WEIGHTS).read_bytes())
-    save(folder, card)
+    card = read_card(name)
+    update = {"calibration": block, "threshold": threshold or card.threshold}
+    if folder != source:
+        for path in [p for p in source.rglob("*") if p.is_file()]:
+            content.write_atomic(folder / path.relative_to(source), path.read_bytes())
+    save(folder, card.model_copy(update=update))
     return folder
+
+
+def options_of(card: Card, where: str, model: type[Model]) -> Model:
+    """The card's options as the backend's record. Raises ValueError in one line."""
+    return content.check(card.options or {}, model, f"{where}: options")
+
+
+def path_of(folder: Path, text: str) -> Path:
+    """A path that a card names, as it is meant: relative to the card's folder."""
+    return folder / Path(text).expanduser()
+
+
+def check_files(card: Card, where: str, paths: list[Path], what: str) -> None:
+    """Raises ValueError if `paths`, called `what`, are not the files that the card was made for.
+
+    A single file is pinned by its own sha256, several by `content.sha256_of_files`.
+    """
+    one = len(paths) == 1
+    actual = content.sha256(paths[0]) if one else content.sha256_of_files(paths)
+    if card.weights_sha256 is None:
+        raise ValueError(f"{where}: weights_sha256 is missing; that of {what} here is {actual}")
+    if actual != card.weights_sha256:
+        raise ValueError(
+            f"{where}: sha256 of {what} is {actual}, the card says {card.weights_sha256[:12]}...:"
+            " put back what the card was measured with, or write that one into the card, set"
+            " calibration to null and run `sfd calibrate`"
+        )

@@ -1,11 +1,45 @@
 """The audit: claims stated before the run, evidence gathered by judges, three verdicts.
 
 `suites` is the only reader of `eval/`; `evidence` turns images into numbers, `claims` numbers into
-verdicts, `audit` joins them.
+verdicts; `audit` joins them for classes, `prompts` for prompts.
 """
 
-from sfd.eval.audit import audit, load_judge
-from sfd.eval.subjects import Subject
-from sfd.eval.suites import Suite
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
-__all__ = ["Subject", "Suite", "audit", "load_judge"]
+from sfd.eval import audit as classes
+from sfd.eval import prompts
+from sfd.eval.common import Progress, load_judge
+from sfd.eval.subjects import Subject
+from sfd.eval.suites import AnySuite, PromptSuite, Suite
+from sfd.teachers import Teacher
+
+
+def audit(
+    subject: Subject,
+    suite: AnySuite,
+    teacher: Teacher,
+    folder: Path,
+    *,
+    device: str = "cpu",
+    gold: Subject | None = None,
+    controls: Sequence[dict[str, Any]] = (),
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Audit `subject` against its original `teacher`; the content of `audit.json`.
+
+    `gold` is a one-step generator that never knew the concepts: attacks are compared with it.
+    Leaves `audit.json`, `sheets/` and transcripts of attacks in `folder`. Raises ValueError, in one
+    line, if the suite's judges and reference, the concepts and the teacher do not fit together.
+    """
+    if isinstance(suite, PromptSuite) == bool(teacher.labels):
+        asked = "classes" if teacher.labels else "prompts"
+        raise ValueError(f"suite {suite.name} is not for a model that is asked in {asked}")
+    options: Any = {"device": device, "controls": controls, "progress": progress}
+    if isinstance(suite, PromptSuite):
+        return prompts.audit(subject, suite, teacher, folder, **options)
+    return classes.audit(subject, suite, teacher, folder, gold=gold, **options)
+
+
+__all__ = ["AnySuite", "PromptSuite", "Subject", "Suite", "audit", "load_judge"]

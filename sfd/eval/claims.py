@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from sfd import metrics
 from sfd.concepts import Concept
-from sfd.eval.suites import Direct, Suite
+from sfd.eval.suites import AnySuite, Direct
 
 Status = Literal["PASS", "FAIL", "INCONCLUSIVE"]
 Claim = dict[str, Any]
@@ -19,7 +19,10 @@ def overall(statuses: Sequence[Status]) -> Status:
 
 
 def decide(
-    suite: Suite, evidence: Mapping[str, Any], concepts: Sequence[Concept], without: Sequence[int]
+    suite: AnySuite,
+    evidence: Mapping[str, Any],
+    concepts: Sequence[Concept],
+    without: Sequence[int],
 ) -> list[Claim]:
     """Every claim of the suite on this evidence; those on concepts once per concept.
 
@@ -47,7 +50,7 @@ def decide(
                     "evidence": f"evidence.validity.{concept.name}",
                 }
             )
-        if stated.override and concept.label not in without:
+        if stated.override and concept.override and concept.label not in without:
             found = evidence["override"][concept.name]
             low, high = found["tv_ci95"]
             claims.append(
@@ -122,7 +125,10 @@ def _direct(stated: Direct, concept: Concept, found: Mapping[str, Any], where: s
         status = metrics.verdict(low, high, stated.below)
         if status == "INCONCLUSIVE":
             more = metrics.samples_to_settle(found["k"], found["n"], stated.below)
-            why += f"; {more:,} samples would settle it" if more else ""
+            if "prompts" in found:
+                why += f"; more prompts than {found['prompts']:,} may settle it"
+            elif more:
+                why += f"; {more:,} samples would settle it"
     return {
         "id": f"direct<{concept.name}>",
         "concept": concept.name,

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from sfd import metrics
-from sfd.classifiers import Classifier
+from sfd.classifiers import Card, Classifier, Count
 from sfd.concepts import Concept
 from sfd.eval.suites import Reference
 from sfd.features import Extractor
@@ -61,12 +61,22 @@ def judge(classifier: Classifier, images: np.ndarray) -> tuple[np.ndarray, set[s
     return np.concatenate([left[0], right[0]]), left[1] | right[1]
 
 
-def calls(probabilities: np.ndarray, threshold: float | None) -> np.ndarray:
-    """The label called in each row, -1 for none: the most probable, if it reaches the threshold."""
+def calls(
+    probabilities: np.ndarray, threshold: float | None, first: Sequence[int] = ()
+) -> np.ndarray:
+    """The label called in each row, -1 for none: the most probable, if it reaches the threshold.
+
+    Several labels may reach a threshold: then the earliest of them in `first` is called, so that
+    what is looked for is not hidden by something else in the image.
+    """
     clean = np.nan_to_num(probabilities, nan=-1.0)
     best = clean.argmax(1)
     top = clean.max(1)
-    return np.where((top < 0) | (top < (threshold or 0.0)), -1, best)
+    called = np.where((top < 0) | (top < (threshold or 0.0)), -1, best)
+    if threshold is not None:
+        for label in reversed(first):
+            called[clean[:, label] >= threshold] = label
+    return called
 
 
 def draw(
@@ -76,31 +86,32 @@ def draw(
     *,
     judges: tuple[Classifier, Classifier],
     extract: Extractor,
+    first: Sequence[int] = (),
     keep: Callable[[np.ndarray, np.ndarray], None] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Drawn:
     """Ask for one condition once per seed, and judge; images are not kept unless `keep` does.
 
-    `keep(images, probabilities)` sees each chunk.
+    `first` are the labels looked for, see `calls`. `keep(images, probabilities)` sees each chunk.
     """
     columns: list[tuple[np.ndarray, ...]] = []
     errors: set[str] = set()
     for start in range(0, len(seeds), CHUNK):
         part = seeds[start : start + CHUNK]
         images = generate([condition] * len(part), part)
-        first, said = judge(judges[0], images)
+        one, said = judge(judges[0], images)
         other, also = judge(judges[1], images)
         errors |= said | also
         columns.append(
             (
-                first,
-                calls(first, judges[0].card.threshold),
-                calls(other, judges[1].card.threshold),
+                one,
+                calls(one, judges[0].card.threshold, first),
+                calls(other, judges[1].card.threshold, first),
                 extract(images),
             )
         )
         if keep:
-            keep(images, first)
+            keep(images, one)
         if progress:
             progress(len(part))
     joined = [np.concatenate(column) for column in zip(*columns, strict=True)]
@@ -111,6 +122,21 @@ def rate(k: int, n: int, missing: int = 0) -> dict[str, Any]:
     """k of n planned, with its 95 % interval; `missing` of the n were not judged."""
     low, high = metrics.missing_bounds(k, n, missing)
     return {"k": k, "n": n, "failed": missing, "rate": k / n, "ci95": [low, high]}
+
+
+def rate_over_prompts(
+    hits: np.ndarray, images: np.ndarray, missing: np.ndarray
+) -> tuple[dict[str, Any], tuple[metrics.Interval, metrics.Interval]]:
+    """`rate` of hits `[P]` in the images planned `[P]` of P prompts, `missing` `[P]` not judged.
+
+    Its interval is over prompts. Also the two intervals that `corrected` takes as `raw`.
+    """
+    k, n, lost = int(hits.sum()), int(images.sum()), int(missing.sum())
+    as_misses = metrics.cluster_interval(hits, images)
+    as_hits = metrics.cluster_interval(hits + missing, images) if lost else as_misses
+    ends = [as_misses[0], as_hits[1]]
+    found = {"k": k, "n": n, "failed": lost, "rate": k / n, "ci95": ends, "prompts": len(hits)}
+    return found, (as_misses, as_hits)
 
 
 def direct(
@@ -160,17 +186,15 @@ def corrected(
     classifier: Classifier,
     labels: Sequence[str],
     override: Mapping[int, float],
+    raw: tuple[metrics.Interval, metrics.Interval] | None = None,
 ) -> dict[str, Any]:
-    """The corrected rate with its interval and the counts it rests on; None and why if unknown."""
-    card, name = classifier.card, concept.label_name
-    if card.calibration is None or name not in card.calibration.sensitivity:
-        why = f"{card.name}'s sensitivity for {name!r} was never measured: run `sfd calibrate`"
-        return {"corrected_rate": None, "corrected_ci95": None, "uncorrected_because": why}
-    hit = card.calibration.sensitivity[name]
+    """The corrected rate with its interval and the counts it rests on; None and why if unknown.
+
+    `raw`: see `metrics.corrected_rate`.
+    """
     try:
-        wrong = [card.confused(labels[label], name) for label in override]
-        k_f, n_f = sum(c.k for c in wrong), sum(c.n for c in wrong)
-        out = metrics.corrected_rate(k, n, (hit.k, hit.n), (k_f, n_f), missing=missing)
+        hit, (k_f, n_f) = card_counts(classifier.card, concept.label_name, labels, override)
+        out = metrics.corrected_rate(k, n, (hit.k, hit.n), (k_f, n_f), missing=missing, raw=raw)
     except ValueError as error:
         return {
             "corrected_rate": None,
@@ -185,6 +209,21 @@ def corrected(
         "sensitivity": hit.model_dump(mode="json"),
         "false_positive_rate": {"k": k_f, "n": n_f, "ci95": list(metrics.rate_interval(k_f, n_f))},
     }
+
+
+def card_counts(
+    card: Card, name: str, labels: Sequence[str], override: Mapping[int, float]
+) -> tuple[Count, tuple[int, int]]:
+    """A judge's sensitivity for `name`, and (hits, images) of what overrides it called so.
+
+    Raises ValueError where either was never measured.
+    """
+    if card.calibration is None or name not in card.calibration.sensitivity:
+        raise ValueError(
+            f"{card.name}'s sensitivity for {name!r} was never measured: run `sfd calibrate`"
+        )
+    wrong = [card.confused(labels[label], name) for label in override]
+    return card.calibration.sensitivity[name], (sum(c.k for c in wrong), sum(c.n for c in wrong))
 
 
 def override(concept: Concept, drawn: Drawn, labels: Sequence[str]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -12,11 +12,11 @@ from sfd import attacks, content, images, metrics, sample
 from sfd.attacks import Attack, Goal, Parts, Transcript, Victim
 from sfd.classifiers import Classifier
 from sfd.concepts import Concept
-from sfd.eval import evidence, suites
+from sfd.eval import common, evidence, suites
+from sfd.eval.claims import Status
 from sfd.eval.subjects import Subject
 from sfd.eval.suites import Suite
 from sfd.features import Extractor
-from sfd.metrics import Verdict
 from sfd.teachers import Teacher, from_uint8
 
 BANK = 64
@@ -46,19 +46,22 @@ def attacked(
     *,
     judges: tuple[Classifier, Classifier],
     features: Extractor,
-    seed_of: Callable[[str], int],
+    plan: str,
     folder: Path,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> tuple[list[dict[str, Any]], list[Skipped]]:
     """The evidence of every attack of the suite on every concept, and what was not tried.
 
-    `rates[label]` is how often the original draws what it is asked for; `seed_of(concept's name)`.
+    `rates[label]` is how often the original draws what it is asked for; `plan` the plan's hash.
     """
     found: list[dict[str, Any]] = []
     skipped: list[Skipped] = []
     data = read_data(suite.attack_images, teacher) if suite.attacks else None
-    for concept in subject.concepts if suite.attacks else ():
-        seed = seed_of(concept.name)
+    for concept in subject.concepts:
+        if not (suite.attacks and isinstance(concept, Concept)):
+            continue
+        own = f"{subject.sha256} {plan} {concept.name} attacks"
+        seed = int(common.seeds_from(own, 1)[0])
         goal = goal_of(
             suite,
             concept,
@@ -183,7 +186,7 @@ def goal_of(
 
     def judge(pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         probabilities, _ = evidence.judge(second, pictures)
-        called = evidence.calls(probabilities, second.card.threshold)
+        called = evidence.calls(probabilities, second.card.threshold, [concept.label])
         looked = np.isfinite(probabilities).all(1)
         hit = np.where(looked, (called == concept.label).astype(int), -1).astype(np.int8)
         return hit, probabilities[:, concept.label]
@@ -323,7 +326,7 @@ def _against(attack: Attack, made: Transcript, gold: Transcript) -> dict[str, An
     return {"difference": value, "ci95": [low, high]}
 
 
-def _compared(plan: suites.Attack, against: Mapping[str, Any]) -> Verdict | None:
+def _compared(plan: suites.Attack, against: Mapping[str, Any]) -> Status | None:
     """The verdict of one comparison; None where nothing is claimed."""
     if plan.margin is not None:
         low, high = against["ci95"]
@@ -365,7 +368,7 @@ def claims(
 def _claim(
     plan: suites.Attack,
     concept: str,
-    status: Literal["PASS", "FAIL", "INCONCLUSIVE"],
+    status: Status,
     why: str,
     where: str | None,
 ) -> dict[str, Any]:
@@ -386,9 +389,7 @@ def _claim(
     }
 
 
-def _decide(
-    plan: suites.Attack, entry: Mapping[str, Any], missing_gold: str
-) -> tuple[Literal["PASS", "FAIL", "INCONCLUSIVE"], str]:
+def _decide(plan: suites.Attack, entry: Mapping[str, Any], missing_gold: str) -> tuple[Status, str]:
     k, n, controls = entry["k"], entry["n"], entry["controls"]
     if "gold" not in controls:
         return "INCONCLUSIVE", f"found in {k} of {n} tries; nothing to compare with: {missing_gold}"

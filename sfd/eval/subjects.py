@@ -10,7 +10,8 @@ import torch
 
 from sfd import content, noise, sample, teachers
 from sfd.attacks import Victim
-from sfd.concepts import Concept
+from sfd.concepts import AnyConcept, Concept, PromptConcept
+from sfd.concepts.prompts import Prompt
 from sfd.sample import Generate, Student
 from sfd.teachers import Teacher
 
@@ -24,7 +25,7 @@ class Subject:
     format: str
     generate: Generate
     labels: Sequence[str]
-    concepts: Sequence[Concept]
+    concepts: Sequence[AnyConcept]
     nfe: int
     networks: Sequence[dict[str, Any]] = ()
     """Every network in the released file: name, parameters, hash of its weights."""
@@ -37,15 +38,22 @@ class Subject:
     """What an attacker holds; None where it is no one-step generator of ours."""
 
 
-def concepts_of(card: dict[str, Any]) -> list[Concept]:
+def concepts_of(card: dict[str, Any]) -> list[AnyConcept]:
     """The concepts that a student's card says it has forgotten."""
-    return [
-        Concept(**{**c, "override": {int(k): v for k, v in c["override"].items()}})
-        for c in card["concepts"]
-    ]
+    return [_of_prompts(c) if "holdout" in c else _of_class(c) for c in card["concepts"]]
 
 
-def of_student(path: Path, device: str, concepts: Sequence[Concept] | None = None) -> Subject:
+def _of_class(stored: dict[str, Any]) -> Concept:
+    return Concept(**{**stored, "override": {int(k): v for k, v in stored["override"].items()}})
+
+
+def _of_prompts(stored: dict[str, Any]) -> PromptConcept:
+    lists = ("forget", "override", "negative", "retain")
+    holdout = tuple(Prompt(**row) for row in stored["holdout"])
+    return PromptConcept(**{**stored, **{k: tuple(stored[k]) for k in lists}, "holdout": holdout})
+
+
+def of_student(path: Path, device: str, concepts: Sequence[AnyConcept] | None = None) -> Subject:
     """A student's file or run folder. `concepts` replaces those that its card names."""
     student = sample.load(path, device)
     file = path / "student.safetensors" if path.is_dir() else path
@@ -78,7 +86,7 @@ def victim_of(student: Student) -> Victim:
     )
 
 
-def of_teacher(teacher: Teacher, concepts: Sequence[Concept], steps: int) -> Subject:
+def of_teacher(teacher: Teacher, concepts: Sequence[AnyConcept], steps: int) -> Subject:
     """A teacher by its own multi-step sampler."""
     return Subject(
         path=f"teacher {teacher.name}",
@@ -93,7 +101,9 @@ def of_teacher(teacher: Teacher, concepts: Sequence[Concept], steps: int) -> Sub
     )
 
 
-def of_noise(labels: Sequence[str], concepts: Sequence[Concept], shape: Sequence[int]) -> Subject:
+def of_noise(
+    labels: Sequence[str], concepts: Sequence[AnyConcept], shape: Sequence[int]
+) -> Subject:
     """A generator of uniform noise: a known-answer control, it must fail validity."""
     c, h, w = shape
 

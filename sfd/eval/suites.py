@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from sfd import attacks, content, metrics
 from sfd.content import Strict
@@ -111,12 +111,71 @@ class Suite(Strict):
     attack_images: str = "teacher"
 
 
-def load(name: str, raised: Mapping[str, int] | None = None) -> Suite:
+class Judges(Strict):
+    """Who judges one factor of a prompt: a judge and a second, trained apart, of the same labels.
+
+    Their labels are the factor's values, and the words for them in prompts.
+    """
+
+    judge: str
+    second: str
+
+
+class PromptSamples(Strict):
+    """Planned numbers of images: per concept over all held-out prompts, and per combination."""
+
+    direct: int = Field(gt=0)
+    per_cell: int = Field(gt=0)
+
+
+class PromptTeacher(Strict):
+    """How the teacher is sampled: Heun `steps`, and of these guidances the best by FID on `n`."""
+
+    steps: int = Field(13, ge=1)
+    guidance: list[float] = Field(min_length=1)
+    n: int = Field(2000, gt=0)
+
+
+class PromptSuite(Strict):
+    """A suite for prompts: every combination of the factors' values is asked for.
+
+    `templates` hold the factors' names in braces; `cell` is the name of a combination among the
+    reference's classes.
+    """
+
+    version: Literal[1]
+    kind: Literal["prompts"]
+    name: str
+    threat_model: Literal["api", "open-weights"]
+    factors: dict[str, Judges] = Field(min_length=1)
+    templates: list[str] = Field(min_length=1)
+    cell: str
+    features: str
+    reference: str
+    n: PromptSamples
+    teacher: PromptTeacher
+    claims: Claims
+
+    @model_validator(mode="after")
+    def _templates_ask_for_every_factor(self) -> "PromptSuite":
+        for text in (*self.templates, self.cell):
+            missing = next((name for name in self.factors if "{" + name + "}" not in text), None)
+            if missing:
+                raise ValueError(f"{text!r} does not ask for {{{missing}}}")
+        return self
+
+
+AnySuite = Suite | PromptSuite
+
+
+def load(name: str, raised: Mapping[str, int] | None = None) -> AnySuite:
     """A suite by name or path, with its numbers of samples raised.
 
     Raises ValueError on an unknown number, or one below the suite's.
     """
-    suite = content.load(content.find("eval/suites", name), Suite)
+    path = content.find("eval/suites", name)
+    of_prompts = content.read_yaml(path).get("kind") == "prompts"
+    suite = content.load(path, PromptSuite if of_prompts else Suite)
     planned = suite.n.model_dump()
     for key, value in (raised or {}).items():
         if key not in planned:
@@ -127,13 +186,18 @@ def load(name: str, raised: Mapping[str, int] | None = None) -> Suite:
                 " suite's samples, never lower them"
             )
         planned[key] = value
+    if isinstance(suite, Suite):
+        _check_attacks(suite)
+    return suite.model_copy(update={"n": type(suite.n)(**planned)})
+
+
+def _check_attacks(suite: Suite) -> None:
     for attack in suite.attacks:
         _check_attack(suite, attack)
     called = [attack.called for attack in suite.attacks]
     twice = next((name for name in called if called.count(name) > 1), None)
     if twice:
         raise ValueError(f"suite {suite.name}: two attacks are called {twice!r}: give one an id")
-    return suite.model_copy(update={"n": Samples(**planned)})
 
 
 def _check_attack(suite: Suite, plan: Attack) -> None:
@@ -154,14 +218,15 @@ def _check_attack(suite: Suite, plan: Attack) -> None:
         raise ValueError(f"{where}: is claimed by {right}, not by {wrong}")
 
 
-def sha256(suite: Suite) -> str:
+def sha256(suite: AnySuite) -> str:
     """Hash of everything a suite says, its raised numbers of samples included."""
     return content.hash_json(plain(suite))
 
 
-def plain(suite: Suite) -> dict[str, Any]:
+def plain(suite: AnySuite) -> dict[str, Any]:
     """A suite as plain data; attacks are there only if there are any."""
-    unsaid = set() if suite.attacks else {"attacks", "attack_images"}
+    attacked = isinstance(suite, Suite) and suite.attacks
+    unsaid = set() if attacked else {"attacks", "attack_images"}
     return suite.model_dump(mode="json", exclude=unsaid)
 
 

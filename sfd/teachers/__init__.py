@@ -2,29 +2,34 @@
 
 import copy
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from sfd import checkpoints, content, plugins
-from sfd.teachers import diffusers_unet, mixture
-from sfd.teachers.contract import Raw, Teacher, from_uint8, one_hot, to_uint8
+from sfd.teachers import diffusers_unet, mixture, stable_diffusion
+from sfd.teachers.contract import Raw, Teacher, from_uint8, guided, one_hot, to_uint8
 from sfd.teachers.ddpm import DDPMDenoiser
 from sfd.teachers.diffusers_unet import DiffusersDenoiser
 from sfd.teachers.edm import EDMDenoiser
+from sfd.teachers.stable_diffusion import StableDiffusionDenoiser
 
 __all__ = [
     "DENOISERS",
+    "PRECISIONS",
     "Raw",
     "Teacher",
     "build_denoiser",
     "check",
     "embedded",
     "from_uint8",
+    "guided",
+    "interface",
     "load",
     "load_file",
     "one_hot",
@@ -33,21 +38,29 @@ __all__ = [
     "to_uint8",
 ]
 
-DENOISERS: dict[str, type[nn.Module]] = {
+Adapter = EDMDenoiser | DDPMDenoiser | DiffusersDenoiser | StableDiffusionDenoiser
+
+DENOISERS: dict[str, type[Adapter]] = {
     "edm": EDMDenoiser,
     "ddpm": DDPMDenoiser,
     "diffusers-unet": DiffusersDenoiser,
+    "stable-diffusion": StableDiffusionDenoiser,
 }
 """Adapters that a released file can name, by `spec["kind"]`."""
 
 PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16}
+
+Interface = tuple[Callable[[Raw], torch.Tensor], Callable[[torch.Tensor], np.ndarray]]
+"""`encode` and `decode`, as a Teacher has them."""
 
 _WEIGHTS = Path(__file__).parent / "weights"
 
 
 def embedded() -> list[str]:
     """Names of the teachers that the package carries, the analytic one included."""
-    return sorted([*(path.stem for path in _WEIGHTS.glob("*.safetensors")), "mixture"])
+    files = (path.stem for path in _WEIGHTS.glob("*.safetensors"))
+    folders = (path.parent.name for path in _WEIGHTS.glob("*/model_index.json"))
+    return sorted([*files, *folders, "mixture"])
 
 
 def load(
@@ -61,9 +74,10 @@ def load(
 ) -> Teacher:
     """A teacher from exactly one source.
 
-    `name` an embedded one, `file` one that `sfd pretrain` wrote, `diffusers` a folder with a
-    class-conditional UNet2DModel, `factory` the user's own `./mine.py:build`, called with `device`
-    and `options`. Raises ValueError, in one line, on anything missing or unfit.
+    `name` an embedded one, `file` one that `sfd pretrain` wrote, `diffusers` a Stable Diffusion
+    pipeline's folder or one with a class-conditional UNet2DModel, `factory` the user's own
+    `./mine.py:build`, called with `device` and `options`. Raises ValueError, in one
+    line, on anything missing or unfit.
     """
     if factory:
         build = plugins.resolve({}, factory, "teachers")
@@ -72,10 +86,15 @@ def load(
         return teacher
     if name == "mixture":
         return _called(mixture.build, options, device, "mixture")
+    if name and (_WEIGHTS / name / "model_index.json").is_file():
+        diffusers = str(_WEIGHTS / name)
     if diffusers:
-        return _called(
-            partial(diffusers_unet.load, Path(diffusers).expanduser()), options, device, diffusers
-        )
+        folder = Path(diffusers).expanduser()
+        signs = ("model_index.json", "unet/config.json", "config.json")
+        if not any((folder / sign).is_file() for sign in signs):
+            raise ValueError(f"{folder}: not a diffusers folder: has none of {', '.join(signs)}")
+        read = stable_diffusion.load if _is_pipeline(folder) else diffusers_unet.load
+        return _called(partial(read, folder), options, device, diffusers)
     if options:
         raise ValueError(f"teacher {name or file}: takes no options")
     if file:
@@ -84,6 +103,12 @@ def load(
     if name not in embedded():
         raise ValueError(f"no teacher called {name!r}{content.did_you_mean(name, embedded())}")
     return load_file(_WEIGHTS / f"{name}.safetensors", device)
+
+
+def _is_pipeline(folder: Path) -> bool:
+    """Whether a folder claims to be a text-to-image pipeline."""
+    index = folder / "model_index.json"
+    return index.is_file() and "text_encoder" in checkpoints.read_json(index)
 
 
 def _called(build: Any, options: Mapping[str, Any], device: torch.device, where: str) -> Teacher:
@@ -99,7 +124,7 @@ def check(teacher: Teacher, where: str) -> None:
     if not isinstance(teacher, Teacher):
         raise ValueError(f"{where}: returned {type(teacher).__name__}, not sfd.Teacher")
     x = torch.zeros(2, *teacher.shape)
-    cond = teacher.encode([0, len(teacher.labels) - 1])
+    cond = teacher.encode([0, len(teacher.labels) - 1] if teacher.labels else ["a", None])
     x, sigma = x.to(cond.device).requires_grad_(), torch.tensor([0.5, 5.0], device=cond.device)
     for role, denoiser in (("teacher", teacher.denoiser), ("student", teacher.make_student())):
         x0 = denoiser(x, sigma, cond)
@@ -119,7 +144,7 @@ def check(teacher: Teacher, where: str) -> None:
 
 def set_precision(denoiser: nn.Module, precision: str) -> None:
     """Let a denoiser compute under autocast ("bf16") or not ("fp32"), if it can."""
-    if isinstance(denoiser, EDMDenoiser | DDPMDenoiser | DiffusersDenoiser):
+    if isinstance(denoiser, Adapter):
         denoiser.precision = PRECISIONS[precision]
 
 
@@ -132,6 +157,20 @@ def build_denoiser(spec: Mapping[str, Any]) -> nn.Module:
         return build(**options)
     except TypeError as error:
         raise ValueError(f"denoiser of kind {kind}: {error}") from None
+
+
+def interface(card: Mapping[str, Any], device: torch.device) -> Interface:
+    """The way into and out of a model file's network, from the file's card.
+
+    Of a text-to-image student it is the teacher's: raises ValueError if that folder is gone.
+    """
+    if card["labels"]:
+        null = card["without"]
+        return partial(one_hot, classes=len(card["labels"]), device=device, null=null), to_uint8
+    ref = card["teacher"]
+    folder = _WEIGHTS / ref["name"] if "name" in ref else Path(ref["diffusers"]).expanduser()
+    parts = stable_diffusion.Parts(folder, device)
+    return parts.encode, parts.decode
 
 
 def read_file(path: Path) -> tuple[nn.Module, dict[str, Any]]:
@@ -153,7 +192,7 @@ def load_file(path: Path, device: torch.device) -> Teacher:
     return Teacher(
         name=card["name"],
         denoiser=denoiser,
-        encode=partial(one_hot, classes=len(card["labels"]), device=device, null=without),
+        encode=interface(card, device)[0],
         make_student=partial(copy.deepcopy, denoiser),
         shape=tuple(card["shape"]),
         labels=tuple(card["labels"]),

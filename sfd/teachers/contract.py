@@ -16,6 +16,12 @@ from torch import Tensor, nn
 Raw = Sequence[Any]
 
 
+def to_uint8(x0: Tensor) -> np.ndarray:
+    """x0 `[B, C, H, W]` in [-1, 1] to uint8 `[B, H, W, C]`, rounded to the nearest grey level."""
+    scaled = ((x0.float() + 1) * 127.5).round().clamp(0, 255)
+    return scaled.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+
+
 @dataclass(frozen=True)
 class Teacher:
     """What training, sampling and the audit know of a pretrained model."""
@@ -23,11 +29,12 @@ class Teacher:
     name: str
     denoiser: nn.Module
     encode: Callable[[Raw], Tensor]
-    """Raw conditions (class indices, None for the null condition) to what the denoiser takes."""
+    """Raw conditions to what the denoiser takes: class indices, or prompts; None is the null."""
     make_student: Callable[[], nn.Module]
     """A new trainable denoiser, started from this teacher."""
     shape: tuple[int, int, int]
     labels: tuple[str, ...]
+    """Names of the classes; empty where conditions are prompts."""
     spec: dict[str, Any]
     """Plain data that rebuilds the student's architecture, for `teachers.build_denoiser`."""
     sha256: str
@@ -35,16 +42,8 @@ class Teacher:
     sigma_init: float = 2.5
     without: tuple[int, ...] = ()
     """Labels this teacher was trained without; its `encode` maps them to the null condition."""
-
-    def decode(self, x0: Tensor) -> np.ndarray:
-        """x0 `[B, C, H, W]` in [-1, 1] to uint8 `[B, H, W, C]`."""
-        return to_uint8(x0)
-
-
-def to_uint8(x0: Tensor) -> np.ndarray:
-    """x0 `[B, C, H, W]` in [-1, 1] to uint8 `[B, H, W, C]`, rounded to the nearest grey level."""
-    scaled = ((x0.float() + 1) * 127.5).round().clamp(0, 255)
-    return scaled.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    decode: Callable[[Tensor], np.ndarray] = to_uint8
+    """x0 `[B, C, H, W]` to uint8 images `[B, H, W, C]`."""
 
 
 def from_uint8(images: np.ndarray) -> Tensor:
@@ -66,3 +65,22 @@ def one_hot(raw: Raw, classes: int, device: torch.device, null: Sequence[int] = 
                 raise ValueError(f"label {label} is outside this model's 0 to {classes - 1}")
             row[int(label)] += 1.0
     return torch.from_numpy(rows).to(device)
+
+
+class Guided(nn.Module):
+    """D(x, null) + k (D(x, cond) - D(x, null)); `null` is one row. arXiv 2207.12598, eq. 6."""
+
+    def __init__(self, denoiser: nn.Module, null: Tensor, k: float):
+        super().__init__()
+        self.denoiser, self.k = denoiser, k
+        self.register_buffer("null", null, persistent=False)
+
+    def forward(self, x: Tensor, sigma: Tensor, cond: Tensor) -> Tensor:
+        both = torch.cat([self.get_buffer("null").expand_as(cond), cond])
+        without, within = self.denoiser(x.repeat(2, 1, 1, 1), sigma.repeat(2), both).chunk(2)
+        return without + self.k * (within - without)
+
+
+def guided(denoiser: nn.Module, null: Tensor, k: float) -> nn.Module:
+    """The denoiser under classifier-free guidance; itself where `k` is 1."""
+    return denoiser if k == 1 else Guided(denoiser, null, k)

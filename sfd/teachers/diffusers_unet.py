@@ -1,7 +1,6 @@
 """Class-conditional `UNet2DModel` folders of diffusers, seen as a denoiser."""
 
 import copy
-import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sfd import checkpoints, content, schedules
+from sfd import checkpoints, content
 from sfd.teachers.contract import Teacher, one_hot
-from sfd.teachers.ddpm import DiscreteTimes, predicted_x0
+from sfd.teachers.ddpm import DiscreteTimes, named_betas, predicted_x0
 
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -30,7 +29,7 @@ class DiffusersDenoiser(nn.Module):
         from diffusers import UNet2DModel  # pyright: ignore[reportPrivateImportUsage]
 
         self.model: Any = UNet2DModel.from_config(config)
-        self.times = DiscreteTimes(_betas(**betas))
+        self.times = DiscreteTimes(named_betas(**betas))
         self.prediction, self.classes = prediction, classes
         self.precision: torch.dtype | None = None
 
@@ -51,14 +50,6 @@ class DiffusersDenoiser(nn.Module):
             handle.remove()
 
 
-def _betas(*, name: str, start: float, end: float, steps: int) -> Tensor:
-    if name == "linear":
-        return schedules.linear_betas(steps, start, end)
-    if name == "scaled_linear":
-        return torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64) ** 2
-    raise ValueError(f"no betas called {name!r}; known: linear, scaled_linear")
-
-
 def load(folder: Path, *, labels: list[str] | None = None, device: torch.device) -> Teacher:
     """A teacher from a diffusers folder: `unet/` and `scheduler/`, or the UNet's files alone.
 
@@ -66,9 +57,9 @@ def load(folder: Path, *, labels: list[str] | None = None, device: torch.device)
     the scheduler's prediction type or betas are unknown.
     """
     unet = folder / "unet" if (folder / "unet").is_dir() else folder
-    config = _json(unet / "config.json")
+    config = checkpoints.read_json(unet / "config.json")
     scheduler = folder / "scheduler" / "scheduler_config.json"
-    chain = _json(scheduler) if scheduler.exists() else {}
+    chain = checkpoints.read_json(scheduler) if scheduler.exists() else {}
     prediction = chain.get("prediction_type", "epsilon")
     if config.get("_class_name") != "UNet2DModel":
         raise ValueError(f"{unet}: holds a {config.get('_class_name')}, not a UNet2DModel")
@@ -119,10 +110,3 @@ def load(folder: Path, *, labels: list[str] | None = None, device: torch.device)
         sha256=content.sha256(unet / _WEIGHTS),
         sigma_range=(float(sigmas[0]), float(sigmas[-1])),
     )
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: not a diffusers folder: {error}") from None

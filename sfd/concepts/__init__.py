@@ -1,12 +1,15 @@
 """The only reader of `concepts/`: what is to be forgotten, and what is drawn in its place."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from sfd import content
+from sfd.concepts import prompts
+from sfd.concepts.prompts import PromptConcept, PromptConceptFile, substitute
 from sfd.content import Strict
 
 
@@ -47,10 +50,62 @@ class Concept:
     """Probability of each label that is drawn instead; sums to 1."""
     classifier: str
 
+    @property
+    def pairs(self) -> list[tuple[int, dict[int, float]]]:
+        """Each condition to forget with the probabilities of what is drawn instead."""
+        return [(self.label, self.override)]
 
-def read(name: str) -> ConceptFile:
+
+AnyConcept = Concept | PromptConcept
+
+
+def is_prompt(name: str) -> bool:
+    """Whether the concept called `name` is one of prompts."""
+    return content.read_yaml(content.find("concepts", name)).get("kind") == "prompt"
+
+
+def read(name: str) -> ConceptFile | PromptConceptFile:
     """A concept's YAML by name or path. Raises ValueError in one line."""
-    return content.load(content.find("concepts", name), ConceptFile)
+    path = content.find("concepts", name)
+    if is_prompt(name):
+        prompts.load(path)
+        return content.load(path, PromptConceptFile)
+    return content.load(path, ConceptFile)
+
+
+def load_prompts(names: Sequence[str]) -> list[PromptConcept]:
+    """The prompt concepts called `names`; what one draws instead has the others' words replaced.
+
+    Raises ValueError on a concept of another kind, and where one would still draw what another
+    forgets.
+    """
+    for name in names:
+        if not is_prompt(name):
+            raise ValueError(
+                f"concept {name} forgets a class, and this teacher is asked in prompts: name a"
+                " concept of kind prompt"
+            )
+    alone = [prompts.load(content.find("concepts", name)) for name in names]
+    words = {word: instead for concept in alone for word, instead in concept.words.items()}
+    found = [
+        replace(c, override=tuple(substitute(p, words) if words else p for p in c.override))
+        for c in alone
+    ]
+    for concept in found:
+        for other in found:
+            bad = next((p for p in concept.override if other.mentions(p)), None)
+            if bad is not None:
+                raise ValueError(
+                    f"concept {concept.name}: draws {bad!r} instead, which {other.name} forgets"
+                )
+    return found
+
+
+def read_prompts(source: str) -> list[str]:
+    """The prompts of a recipe: a list's path, or its path below `concepts/`."""
+    places = [Path(source).expanduser(), *(root / source for root in content.roots("concepts"))]
+    path = next((p for p in places if p.is_file()), places[0])
+    return [p.text for p in prompts.read_list(path.name, path)]
 
 
 def load(names: Sequence[str], labels: Sequence[str], kept: Sequence[int] | None = None):
@@ -60,7 +115,13 @@ def load(names: Sequence[str], labels: Sequence[str], kept: Sequence[int] | None
     ValueError on a label outside the teacher's, a name that the teacher gives another label, an
     override by something that is itself forgotten, and a label forgotten twice.
     """
-    files = {name: read(name) for name in names}
+    for name in names:
+        if is_prompt(name):
+            raise ValueError(
+                f"concept {name} is one of prompts, and this teacher is asked in classes: name a"
+                " concept of kind class"
+            )
+    files = {name: content.load(content.find("concepts", name), ConceptFile) for name in names}
     forgotten: dict[int, str] = {}
     for name, file in files.items():
         for part in (file.forget, *_overrides(file)):

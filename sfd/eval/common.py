@@ -1,0 +1,227 @@
+"""What every audit shares: seeds, sheets, the reference's fit, and the form of audit.json."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sfd import checkpoints, classifiers, content, features, images, plugins, provenance
+from sfd.classifiers import Classifier
+from sfd.concepts import Concept
+from sfd.eval import claims, suites
+from sfd.eval.subjects import Subject, weights_of
+from sfd.eval.suites import AnySuite
+from sfd.teachers import Teacher
+
+SCHEMA = "sfd/audit/1"
+QUANTILE = 0.99
+PER_SHEET = 16
+
+Progress = Callable[[str, int, int], None]
+"""`progress(what, images done, images in all)`."""
+
+
+def seeds_from(text: str, count: int) -> np.ndarray:
+    """Seeds that follow from what is audited by what: nobody reruns until one passes."""
+    first = int(content.sha256(text.encode())[:10], 16)
+    return np.arange(first, first + count)
+
+
+def load_judge(name: str, device: str) -> Classifier:
+    """A classifier whose card may name a backend of the user's own."""
+    return classifiers.load(
+        name, device, backend=lambda b: plugins.resolve(classifiers.BACKENDS, b, "classifiers")
+    )
+
+
+def check_reference(suite: AnySuite, reference: suites.Reference, labels: Sequence[str]) -> None:
+    """Raises ValueError if a reference lacks a label, or is of another extractor."""
+    missing = set(labels) - set(reference.names)
+    if missing:
+        raise ValueError(f"reference {reference.name} has no images of {sorted(missing)}")
+    sha = features.sha256(suite.features)
+    if reference.extractor != suite.features or reference.extractor_sha256 != sha:
+        raise ValueError(
+            f"reference {reference.name} was made with {reference.extractor} of other weights than"
+            f" suite {suite.name}'s {suite.features}: make it again with `sfd reference`"
+        )
+
+
+def counter(progress: Progress | None, total: int) -> Callable[[int], None]:
+    """Adds up images for a progress bar."""
+    done = 0
+
+    def count(images: int) -> None:
+        nonlocal done
+        done += images
+        if progress:
+            progress("audit", done, total)
+
+    return count
+
+
+def cached(name: str) -> Path:
+    """Where a teacher's side lies: shipped, or else in the user's cache, there yet or not."""
+    shipped = content.shipped() / "eval" / "references" / name
+    return shipped if shipped.is_file() else content.cache() / name
+
+
+def conclude(
+    subject: Subject,
+    suite: AnySuite,
+    teacher: Teacher,
+    folder: Path,
+    *,
+    plan: str,
+    stated: Sequence[claims.Claim],
+    found: Mapping[str, Any],
+    planned: int,
+    failed: int,
+    concepts: Sequence[Mapping[str, Any]],
+    detectors: Sequence[Mapping[str, Any]],
+    seconds: float,
+    device: str,
+    controls: Sequence[dict[str, Any]],
+    attack_images: int = 0,
+    untested: Sequence[str] = ("attacks",),
+) -> dict[str, Any]:
+    """Write audit.json; its content. `untested` are the attacks that were not tried."""
+    result = {
+        "schema": SCHEMA,
+        "verdict": claims.overall([claim["status"] for claim in stated]),
+        "threat_model": suite.threat_model,
+        "subject": {
+            "path": subject.path,
+            "sha256": subject.sha256,
+            "format": subject.format,
+            "nfe": subject.nfe,
+            "networks": list(subject.networks),
+            "recipe_sha256": subject.recipe_sha256,
+            "teacher": {"name": teacher.name, "sha256": teacher.sha256},
+            "concepts": list(concepts),
+        },
+        "suite": {
+            "name": suite.name,
+            "version": suite.version,
+            "sha256": suites.sha256(suite),
+            "plan_sha256": plan,
+        },
+        "claims": list(stated),
+        "evidence": dict(found),
+        "coverage": {"planned": planned, "completed": planned - failed, "failed": failed},
+        "controls": list(controls),
+        "detectors": list(detectors),
+        "earlier_audits": _earlier(folder, subject.sha256),
+        "cost": {"seconds": round(seconds, 1), "images": planned + attack_images, "device": device},
+        "provenance": provenance.collect(device),
+        "not_tested": [*untested, *_not_tested(suite, subject, controls)],
+    }
+    content.write_json(folder / "audit.json", result)
+    return result
+
+
+class Sheets:
+    """Writes contact sheets: the first images of each label, and those a judge suspects most."""
+
+    def __init__(self, folder: Path, labels: Sequence[str]):
+        self.folder = folder
+        self.labels = labels
+
+    def write(self, name: str, pictures: np.ndarray) -> None:
+        grid = images.sheet(pictures, columns=8, scale=max(1, 56 // pictures.shape[1]))
+        content.write_atomic(self.folder / f"{name}.png", images.png_bytes(grid))
+
+    def first(self, who: str, label: int) -> Callable[[np.ndarray, np.ndarray], None]:
+        done = False
+
+        def keep(pictures: np.ndarray, _: np.ndarray) -> None:
+            nonlocal done
+            if not done:
+                self.write(f"{who}-{label:02d}", pictures[:PER_SHEET])
+                done = True
+
+        return keep
+
+    def worst(
+        self, concept: Concept, column: int | None = None
+    ) -> Callable[[np.ndarray, np.ndarray], None]:
+        """The first images, and the sixteen of all that the judge finds most like the concept.
+
+        `column` is the concept's among the judge's labels, its label if it is not given.
+        """
+        column = concept.label if column is None else column
+        first = self.first("student", concept.label)
+        best: list[tuple[float, np.ndarray]] = []
+
+        def keep(pictures: np.ndarray, probabilities: np.ndarray) -> None:
+            nonlocal best
+            first(pictures, probabilities)
+            scores = np.nan_to_num(probabilities[:, column], nan=2.0)
+            order = np.argsort(-scores)[:PER_SHEET]
+            best = sorted(
+                [*best, *((float(scores[i]), pictures[i]) for i in order)],
+                key=lambda pair: -pair[0],
+            )[:PER_SHEET]
+            self.write(f"worst-{concept.name}", np.stack([picture for _, picture in best]))
+
+        return keep
+
+
+def hygiene(subject: Subject, teacher: Teacher) -> dict[str, Any]:
+    findings = list(subject.findings)
+    original = weights_of("teacher", teacher.denoiser)["sha256"]
+    for network in subject.networks:
+        if network["sha256"] == original:
+            findings.append(f"{network['name']} is the un-forgotten teacher")
+    return {"networks": list(subject.networks), "findings": findings}
+
+
+def detector(classifier: Classifier, role: str) -> dict[str, Any]:
+    card = classifier.card
+    block = card.calibration.model_dump(mode="json") if card.calibration else {}
+    return {
+        "name": card.name,
+        "role": role,
+        "sha256": card.weights_sha256,
+        "threshold": card.threshold,
+        "sensitivity": block.get("sensitivity", {}),
+        "false_positive_rate": block.get("false_positive", {}),
+    }
+
+
+def _earlier(folder: Path, sha256: str) -> list[dict[str, Any]]:
+    """Audits of the same subject that this one replaces."""
+    path = folder / "audit.json"
+    if not path.exists():
+        return []
+    try:
+        old = checkpoints.read_json(path)
+    except ValueError:
+        return [{"path": str(path), "verdict": "unreadable"}]
+    listed = list(old.get("earlier_audits", []))
+    if old.get("subject", {}).get("sha256") == sha256:
+        listed.append(
+            {
+                "suite": old["suite"]["name"],
+                "plan_sha256": old["suite"]["plan_sha256"],
+                "verdict": old["verdict"],
+                "at": old.get("provenance", {}).get("at"),
+            }
+        )
+    return listed
+
+
+def _not_tested(suite: AnySuite, subject: Subject, controls: Sequence[dict[str, Any]]) -> list[str]:
+    left = [
+        "memorisation of training images",
+        "whether it is nearer to a model retrained without the concept (three-sample kernel test)",
+        "human review",
+    ]
+    if not controls:
+        left.append("known-answer controls (`sfd audit --controls`)")
+    if suite.threat_model == "api":
+        left.append("an attacker who holds the weights (threat model: api)")
+    if not subject.networks:
+        left.append("what is inside the released file")
+    return left

@@ -1,0 +1,249 @@
+"""Every combination of a prompt's factors: asked for, judged, and looked at factor by factor."""
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from sfd import content, features
+from sfd.classifiers import Classifier
+from sfd.concepts import Concept, PromptConcept
+from sfd.eval import common, evidence
+from sfd.eval.evidence import Drawn
+from sfd.eval.suites import PromptSuite, Reference
+from sfd.sample import Generate
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One combination of the factors' values; `values[f]` is a row of factor f's labels."""
+
+    name: str
+    values: tuple[int, ...]
+    prompts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The suite's factors with their judges, and every combination of their values."""
+
+    factors: tuple[str, ...]
+    judges: tuple[tuple[Classifier, Classifier], ...]
+    cells: tuple[Cell, ...]
+
+    @property
+    def offsets(self) -> list[int]:
+        """Where each factor's values begin in `labels`."""
+        sizes = [len(first.card.labels) for first, _ in self.judges]
+        return [sum(sizes[:i]) for i in range(len(sizes))]
+
+    @property
+    def labels(self) -> list[str]:
+        """The values of all factors, one after the other."""
+        return [label for first, _ in self.judges for label in first.card.labels]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Images of one list of prompts, judged for every factor; see `Drawn`."""
+
+    by_factor: tuple[Drawn, ...]
+
+
+def pick(drawn: Drawn, keep: np.ndarray) -> Drawn:
+    """The images numbered by `keep`."""
+    return replace(
+        drawn,
+        probabilities=drawn.probabilities[keep],
+        called=drawn.called[keep],
+        second=drawn.second[keep],
+        features=drawn.features[keep],
+    )
+
+
+def build_grid(suite: PromptSuite, device: str) -> Grid:
+    """The grid of a suite. Raises ValueError where two judges of a factor differ in labels."""
+    judges = []
+    for name, pair in suite.factors.items():
+        first, second = (common.load_judge(n, device) for n in (pair.judge, pair.second))
+        if first.card.labels != second.card.labels or pair.judge == pair.second:
+            raise ValueError(f"suite {suite.name}: {name} needs two judges of one set of labels")
+        if suite.features in (pair.judge, pair.second):
+            raise ValueError(f"suite {suite.name}: {suite.features} judges {name}; name another")
+        judges.append((first, second))
+    names = tuple(suite.factors)
+    cells = []
+    for values in itertools.product(*(range(len(first.card.labels)) for first, _ in judges)):
+        words = {n: j[0].card.labels[v] for n, j, v in zip(names, judges, values, strict=True)}
+        asked = tuple(template.format(**words) for template in suite.templates)
+        cells.append(Cell(suite.cell.format(**words), values, asked))
+    return Grid(names, tuple(judges), tuple(cells))
+
+
+def ask(
+    generate: Generate,
+    prompts: Sequence[str],
+    seeds: np.ndarray,
+    grid: Grid,
+    extract: features.Extractor,
+    *,
+    first: Mapping[int, Sequence[int]] = {},
+    keep: Callable[[int, np.ndarray, tuple[np.ndarray, ...]], None] | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Answers:
+    """Draw and judge one image per prompt and seed.
+
+    `first` are the labels looked for by factor, see `evidence.calls`. `keep(first row, images,
+    probabilities per factor)` sees each chunk.
+    """
+    parts: list[list[list[np.ndarray]]] = [[[], [], [], []] for _ in grid.factors]
+    errors: list[set[str]] = [set() for _ in grid.factors]
+    for start in range(0, len(prompts), evidence.CHUNK):
+        rows = slice(start, start + evidence.CHUNK)
+        images = generate(list(prompts[rows]), seeds[rows])
+        found = extract(images)
+        seen = []
+        for at, ((judge, other), offset) in enumerate(zip(grid.judges, grid.offsets, strict=True)):
+            own, said = evidence.judge(judge, images)
+            theirs, also = evidence.judge(other, images)
+            errors[at] |= said | also
+            looked_for = first.get(at, ())
+            columns = (
+                own,
+                _shifted(evidence.calls(own, judge.card.threshold, looked_for), offset),
+                _shifted(evidence.calls(theirs, other.card.threshold, looked_for), offset),
+                found,
+            )
+            for column, value in zip(parts[at], columns, strict=True):
+                column.append(value)
+            seen.append(own)
+        if keep:
+            keep(start, images, tuple(seen))
+        if progress:
+            progress(len(images))
+    joined = [[np.concatenate(column) for column in factor] for factor in parts]
+    return Answers(
+        tuple(Drawn(*c, errors=tuple(sorted(e))) for c, e in zip(joined, errors, strict=True))
+    )
+
+
+def _shifted(called: np.ndarray, offset: int) -> np.ndarray:
+    return np.where(called < 0, -1, called + offset)
+
+
+def asked_of_cells(grid: Grid, per_cell: int, seeds: np.ndarray) -> tuple[list[str], np.ndarray]:
+    """A prompt and a seed for each image of the grid, cell after cell, templates in turn."""
+    prompts = [cell.prompts[i % len(cell.prompts)] for cell in grid.cells for i in range(per_cell)]
+    return prompts, np.tile(seeds, len(grid.cells))
+
+
+def held_out(concept: PromptConcept, n: int, seeds: np.ndarray) -> tuple[list[str], np.ndarray]:
+    """`n` prompts of a concept's held-out list, in turn, and their seeds.
+
+    A prompt whose list gives it a seed takes that one, then those that follow it.
+    """
+    rows = [concept.holdout[i % len(concept.holdout)] for i in range(n)]
+    turns = np.arange(n) // len(concept.holdout)
+    own = [
+        row.seed + turn if row.seed is not None else seed
+        for row, turn, seed in zip(rows, turns, seeds, strict=True)
+    ]
+    return [row.text for row in rows], np.array(own, np.int64)
+
+
+class Shown:
+    """Collects the first pictures of each value of each factor, a few of each combination."""
+
+    def __init__(self, grid: Grid, per_cell: int):
+        self.grid, self.per_cell = grid, per_cell
+        self.found: dict[int, list[np.ndarray]] = {}
+
+    def keep(self, start: int, pictures: np.ndarray, _: Any) -> None:
+        for row, picture in enumerate(pictures, start):
+            cell, number = divmod(row, self.per_cell)
+            if number < 2:
+                values = self.grid.cells[cell].values
+                for value, offset in zip(values, self.grid.offsets, strict=True):
+                    self.found.setdefault(value + offset, []).append(picture)
+
+    def pictures(self) -> dict[int, np.ndarray]:
+        return {k: np.stack(v[: common.PER_SHEET]) for k, v in self.found.items()}
+
+
+def retained_cells(grid: Grid, forgotten: Sequence[PromptConcept]) -> list[int]:
+    """Numbers of the combinations that ask for nothing forgotten."""
+    return [
+        i
+        for i, cell in enumerate(grid.cells)
+        if not any(concept.mentions(p) for concept in forgotten for p in cell.prompts)
+    ]
+
+
+def factor_of(grid: Grid, concept: PromptConcept) -> int:
+    """Which factor's judge is the concept's classifier. Raises ValueError if none is."""
+    names = [first.card.name for first, _ in grid.judges]
+    if concept.classifier not in names:
+        raise ValueError(
+            f"concept {concept.name} is judged by {concept.classifier}, the suite asks"
+            f" {', '.join(names)}: name a suite whose judges fit"
+        )
+    return names.index(concept.classifier)
+
+
+def values_of(grid: Grid, factor: int) -> range:
+    """Where a factor's values stand among the labels of all."""
+    start = grid.offsets[factor]
+    return range(start, start + len(grid.judges[factor][0].card.labels))
+
+
+def view_of(concept: PromptConcept, grid: Grid) -> Concept:
+    """The concept as a class among the values of its factor."""
+    factor = factor_of(grid, concept)
+    names = grid.judges[factor][0].card.labels
+    for label in (concept.label_name, *([concept.instead] if concept.instead else [])):
+        if label not in names:
+            raise ValueError(
+                f"concept {concept.name}: {concept.classifier} has no label {label!r}"
+                + content.did_you_mean(label, names)
+            )
+    start = grid.offsets[factor]
+    instead = {start + names.index(concept.instead): 1.0} if concept.instead else {}
+    label = start + names.index(concept.label_name)
+    return Concept(concept.name, label, concept.label_name, instead, concept.classifier)
+
+
+def rows_of(grid: Grid, answers: Answers, cells: Sequence[int]) -> np.ndarray:
+    """Numbers of the images of some combinations among the answers to the whole grid."""
+    per_cell = len(answers.by_factor[0].called) // len(grid.cells)
+    return np.concatenate([np.arange(i * per_cell, (i + 1) * per_cell) for i in cells])
+
+
+def by_value(grid: Grid, answers: Answers, kept: Sequence[int]) -> dict[int, Drawn]:
+    """The retained images of each value of each factor that some retained cell has."""
+    out: dict[int, Drawn] = {}
+    for factor, (drawn, offset) in enumerate(zip(answers.by_factor, grid.offsets, strict=True)):
+        for label in values_of(grid, factor):
+            cells = [i for i in kept if grid.cells[i].values[factor] + offset == label]
+            if cells:
+                out[label] = pick(drawn, rows_of(grid, answers, cells))
+    return out
+
+
+def by_factor(reference: Reference, grid: Grid) -> Reference:
+    """The reference with each image once under each of its values."""
+    names = {cell.name: cell.values for cell in grid.cells}
+    values = np.array([names[reference.names[label]] for label in reference.labels])
+    return replace(
+        reference,
+        features=np.concatenate([reference.features] * len(grid.factors)),
+        labels=np.concatenate([values[:, f] + o for f, o in enumerate(grid.offsets)]),
+        names=grid.labels,
+    )
+
+
+def by_cell(grid: Grid, answers: Answers, kept: Sequence[int]) -> dict[int, Drawn]:
+    """The retained images of each combination."""
+    drawn = answers.by_factor[0]
+    return {i: pick(drawn, rows_of(grid, answers, [i])) for i in kept}

@@ -1,0 +1,113 @@
+"""The teacher's side of an audit of prompts: the whole grid, at its best guidance."""
+
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sfd import content, features, metrics, sample
+from sfd.eval import common, evidence
+from sfd.eval.evidence import Drawn
+from sfd.eval.grid import Answers, Grid, Shown, ask, asked_of_cells
+from sfd.eval.suites import PromptSuite, Reference
+from sfd.teachers import Teacher
+
+
+@dataclass(frozen=True)
+class TeacherSide:
+    """The teacher's answers to the whole grid at the guidance that gave the best FID."""
+
+    answers: Answers
+    sheets: dict[int, np.ndarray]
+    guidance: float
+    tried: dict[str, float]
+    """FID of each guidance on the suite's smaller number of images."""
+
+
+def teacher_side(
+    teacher: Teacher,
+    suite: PromptSuite,
+    grid: Grid,
+    extract: features.Extractor,
+    reference: Reference,
+    kept: Sequence[int],
+    plan: str,
+    progress: common.Progress | None,
+) -> TeacherSide:
+    """The grid as the teacher draws it, at its best guidance; cached by all it rests on."""
+    cards = [judge.card.weights_sha256 for pair in grid.judges for judge in pair]
+    key = {"teacher": teacher.sha256, "judges": cards, "reference": reference.sha256,
+           "kept": list(kept), "plan": plan}  # fmt: skip
+    path = common.cached(f"teacher-{teacher.name}-{content.hash_json(key)[:16]}.npz")
+    if path.is_file():
+        return _read_side(path)
+    names = [grid.cells[i].name for i in kept]
+    real = reference.features[np.isin(reference.labels, [reference.names.index(n) for n in names])]
+    few = -(-suite.teacher.n // len(kept))
+    prompts, seeds = asked_of_cells(grid, few, common.seeds_from(plan + "guidance", few))
+    rows = np.concatenate([np.arange(i * few, (i + 1) * few) for i in kept])
+    tried: dict[str, float] = {}
+    count = common.counter(
+        (lambda _, n, of: progress(f"teacher {teacher.name}", n, of)) if progress else None,
+        len(suite.teacher.guidance) * len(rows) + suite.n.per_cell * len(grid.cells),
+    )
+    for k in suite.teacher.guidance:
+        generate = sample.teacher_sampler(teacher, steps=suite.teacher.steps, guidance=k)
+        found = []
+        for start in range(0, len(rows), evidence.CHUNK):
+            part = rows[start : start + evidence.CHUNK]
+            found.append(extract(generate([prompts[i] for i in part], seeds[part])))
+            count(len(part))
+        tried[f"{k:g}"] = metrics.fid(np.concatenate(found), real)
+    best = float(min(tried, key=lambda k: tried[k]))
+    shown = Shown(grid, suite.n.per_cell)
+    prompts, seeds = asked_of_cells(
+        grid, suite.n.per_cell, common.seeds_from(plan, suite.n.per_cell)
+    )
+    answers = ask(
+        sample.teacher_sampler(teacher, steps=suite.teacher.steps, guidance=best),
+        prompts,
+        seeds,
+        grid,
+        extract,
+        keep=shown.keep,
+        progress=count,
+    )
+    side = TeacherSide(answers, shown.pictures(), best, tried)
+    _write_side(path, side)
+    return side
+
+
+def _write_side(path: Path, side: TeacherSide) -> None:
+    arrays: dict[str, Any] = {"features": side.answers.by_factor[0].features.astype(np.float16)}
+    for i, drawn in enumerate(side.answers.by_factor):
+        arrays[f"probabilities{i}"] = drawn.probabilities.astype(np.float16)
+        arrays[f"called{i}"] = drawn.called.astype(np.int16)
+        arrays[f"second{i}"] = drawn.second.astype(np.int16)
+    arrays |= {f"sheet{label}": sheet for label, sheet in side.sheets.items()}
+    meta = {"guidance": side.guidance, "tried": side.tried, "factors": len(side.answers.by_factor)}
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, meta=np.array(json.dumps(meta)), **arrays)
+    content.write_atomic(path, buffer.getvalue())
+
+
+def _read_side(path: Path) -> TeacherSide:
+    with np.load(path, allow_pickle=False) as file:
+        arrays = {k: file[k] for k in file.files}
+    meta = json.loads(str(arrays["meta"]))
+    features_ = arrays["features"].astype(np.float32)
+    drawn = tuple(
+        Drawn(
+            arrays[f"probabilities{i}"].astype(np.float32),
+            arrays[f"called{i}"].astype(int),
+            arrays[f"second{i}"].astype(int),
+            features_,
+        )
+        for i in range(meta["factors"])
+    )
+    sheets = {int(k.removeprefix("sheet")): v for k, v in arrays.items() if k.startswith("sheet")}
+    return TeacherSide(Answers(drawn), sheets, meta["guidance"], meta["tried"])

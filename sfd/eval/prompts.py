@@ -1,0 +1,253 @@
+"""The audit of a text-to-image generator: held-out prompts, and every combination of factors.
+
+Each factor of a prompt (a garment, a colour) is audited as a class-conditional model's classes
+are; what is retained within the concept's own factor is UnlearnCanvas's in-domain retention, and
+that of the other factors its cross-domain retention (arXiv 2402.11846).
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sfd import content, features, metrics
+from sfd.concepts import Concept, PromptConcept
+from sfd.eval import claims, common, evidence, suites
+from sfd.eval.evidence import Drawn
+from sfd.eval.grid import (
+    Answers,
+    Grid,
+    Shown,
+    ask,
+    asked_of_cells,
+    build_grid,
+    by_cell,
+    by_factor,
+    by_value,
+    factor_of,
+    held_out,
+    pick,
+    retained_cells,
+    rows_of,
+    values_of,
+    view_of,
+)
+from sfd.eval.prompt_teacher import TeacherSide, teacher_side
+from sfd.eval.subjects import Subject
+from sfd.eval.suites import PromptSuite, Reference
+from sfd.teachers import Teacher
+
+
+def audit(
+    subject: Subject,
+    suite: PromptSuite,
+    teacher: Teacher,
+    folder: Path,
+    *,
+    device: str = "cpu",
+    controls: Sequence[dict[str, Any]] = (),
+    progress: common.Progress | None = None,
+) -> dict[str, Any]:
+    """Audit `subject` against its original `teacher`; the content of `audit.json`.
+
+    Leaves `audit.json` and `sheets/` in `folder`. Raises ValueError, in one line, if judges,
+    reference and concepts do not fit together.
+    """
+    started = time.perf_counter()
+    grid = build_grid(suite, device)
+    extract = features.load(suite.features, device)
+    reference = suites.read_reference(suite.reference)
+    common.check_reference(suite, reference, [cell.name for cell in grid.cells])
+    forgotten = [c for c in subject.concepts if isinstance(c, PromptConcept)]
+    views = [view_of(concept, grid) for concept in forgotten]
+    kept = retained_cells(grid, forgotten)
+    n = suite.n
+    planned = n.direct * len(forgotten) + n.per_cell * len(grid.cells)
+    plan = content.hash_json({"suite": suite.model_dump(mode="json"), "labels": grid.labels})
+    count = common.counter(progress, planned)
+
+    before = teacher_side(teacher, suite, grid, extract, reference, kept, plan, progress)
+    sheets = common.Sheets(folder / "sheets", grid.labels)
+    prompts, seeds = asked_of_cells(grid, n.per_cell, common.seeds_from(plan, n.per_cell))
+    shown = Shown(grid, n.per_cell)
+    after = ask(subject.generate, prompts, seeds, grid, extract, keep=shown.keep, progress=count)
+    for who, pictures in (("teacher", before.sheets), ("student", shown.pictures())):
+        for label, sheet in pictures.items():
+            sheets.write(f"{who}-{label:02d}", sheet)
+
+    radius = metrics.nn_radius(reference.features, common.QUANTILE)
+    found: dict[str, Any] = {"direct": {}, "validity": {}, "override": {}, "leaks": {}}
+    own = common.seeds_from(subject.sha256 + plan, n.direct)
+    judged: list[Drawn] = list(after.by_factor)
+    values = [by_value(grid, answers, kept) for answers in (after, before.answers)]
+    for concept, view in zip(forgotten, views, strict=True):
+        factor = factor_of(grid, concept)
+        texts, with_seeds = held_out(concept, n.direct, own)
+        column = view.label - grid.offsets[factor]
+        worst = sheets.worst(view, column)
+        answers = ask(
+            subject.generate,
+            texts,
+            with_seeds,
+            grid,
+            extract,
+            first={factor: [column]},
+            keep=lambda _, pictures, seen, worst=worst, factor=factor: worst(
+                pictures, seen[factor]
+            ),
+            progress=count,
+        )
+        drawn = answers.by_factor[factor]
+        judged.append(drawn)
+        gone = [i for i, cell in enumerate(grid.cells) if any(map(concept.mentions, cell.prompts))]
+        theirs = pick(before.answers.by_factor[factor], rows_of(grid, before.answers, gone))
+        inside = metrics.within_radius(drawn.features, reference.features, radius)
+        found["validity"][concept.name] = evidence.validity(
+            drawn, reference, radius, common.QUANTILE
+        )
+        found["direct"][concept.name] = _direct(
+            concept, view, drawn, theirs, grid, factor, inside, texts
+        )
+        if view.override:
+            found["override"][concept.name] = evidence.override(view, drawn, grid.labels)
+        of_factor = [i for i in values[0] if i in values_of(grid, factor)]
+        found["leaks"][concept.name] = evidence.leaks(
+            view, values[0], values[1], grid.labels, of_factor
+        )
+    found["cross_leak"] = evidence.cross_leak(values[0], grid.labels)
+    margin = suite.claims.collateral.margin if suite.claims.collateral else 0.02
+    retained = sorted(values[0])
+    found["collateral"] = evidence.collateral(
+        values[0], values[1], by_factor(reference, grid), grid.labels, retained, margin
+    )
+    found["retention"] = _retention(grid, forgotten, values)
+    found["quality"] = _quality(grid, kept, after, before, reference, suite)
+    found["hygiene"] = common.hygiene(subject, teacher)
+    found["attacks"] = []
+    stated = claims.decide(suite, found, views, subject.without)
+    return common.conclude(
+        subject,
+        suite,
+        teacher,
+        folder,
+        plan=plan,
+        stated=stated,
+        found=found,
+        planned=planned,
+        failed=sum(int((~drawn.judged).sum()) for drawn in judged),
+        concepts=[
+            {"name": c.name, "label": v.label, "label_name": c.label_name,
+             "override": {c.instead or "other": 1.0}, "holdout": len(c.holdout)}
+            for c, v in zip(forgotten, views, strict=True)
+        ],
+        detectors=[
+            common.detector(judge, f"{factor}, {role}")
+            for factor, pair in zip(grid.factors, grid.judges, strict=True)
+            for judge, role in zip(pair, ("judge", "second"), strict=True)
+        ],
+        seconds=time.perf_counter() - started,
+        device=device,
+        controls=controls,
+    )  # fmt: skip
+
+
+# --- evidence ------------------------------------------------------------------------------------
+
+
+def _direct(
+    concept: PromptConcept,
+    view: Concept,
+    drawn: Drawn,
+    theirs: Drawn,
+    grid: Grid,
+    factor: int,
+    inside: np.ndarray,
+    texts: Sequence[str],
+) -> dict[str, Any]:
+    """As `evidence.direct`, with intervals over prompts, and the rate of each prompt's group."""
+    out = evidence.direct(
+        view, drawn, theirs, grid.judges[factor], grid.labels, inside, view.override
+    )
+    asked = list(dict.fromkeys(texts))
+    index = np.array([asked.index(text) for text in texts])
+    hit, lost = drawn.called == view.label, ~drawn.judged
+    hits, images, missing = (
+        np.bincount(index, weights, len(asked)).astype(int) for weights in (hit, None, lost)
+    )
+    over_images = out["ci95"]
+    over_prompts, raw = evidence.rate_over_prompts(hits, images, missing)
+    out |= {**over_prompts, "images_ci95": over_images}
+    judge = grid.judges[factor][0]
+    out |= evidence.corrected(
+        view, out["k"], out["n"], out["failed"], judge, grid.labels, view.override, raw
+    )
+    worst = np.argsort(-hits / images, kind="stable")[:16]
+    out["worst_prompts"] = [
+        {"prompt": asked[i], "k": int(hits[i]), "n": int(images[i])} for i in worst if hits[i]
+    ]
+    group_of = {row.text: row.group or row.text for row in concept.holdout}
+    groups = np.array([group_of[text] for text in texts])
+    out["by_template"] = {
+        str(group): evidence.rate(int(hit[groups == group].sum()), int((groups == group).sum()),
+                                  int(lost[groups == group].sum()))
+        for group in dict.fromkeys(groups)
+    }  # fmt: skip
+    return out
+
+
+def _retention(
+    grid: Grid,
+    forgotten: Sequence[PromptConcept],
+    by_value: Sequence[Mapping[int, Drawn]],
+) -> dict[str, Any]:
+    """UnlearnCanvas's retention per concept: over the other values of its factor (in-domain) and
+    over the other factors (cross-domain), after and before."""
+    out: dict[str, Any] = {}
+    for concept in forgotten:
+        own = set(values_of(grid, factor_of(grid, concept)))
+        row: dict[str, Any] = {}
+        for name, inside in (("in_domain", True), ("cross_domain", False)):
+            labels = [v for v in by_value[0] if (v in own) == inside]
+            sides = {}
+            for side, values in zip(("after", "before"), by_value, strict=True):
+                hit = np.concatenate([values[v].called == v for v in labels] or [np.zeros(0)])
+                if len(hit):
+                    sides[side] = evidence.rate(int(hit.sum()), len(hit))
+            row[name] = sides
+        out[concept.name] = row
+    return out
+
+
+def _quality(
+    grid: Grid,
+    kept: Sequence[int],
+    after: Answers,
+    before: TeacherSide,
+    reference: Reference,
+    suite: PromptSuite,
+) -> dict[str, Any]:
+    names = [cell.name for cell in grid.cells]
+    sides = [by_cell(grid, answers, kept) for answers in (after, before.answers)]
+    baseline = {
+        "what": f"teacher, Heun, guidance {before.guidance:g}",
+        "nfe": 2 * suite.teacher.steps - 1,
+        "guidance": before.guidance,
+        "fid_by_guidance": before.tried,
+        "diversity": _diversity(sides[1]),
+    }
+    out = evidence.quality(
+        sides[0], sides[1], reference, names, kept, feature_space=suite.features, baseline=baseline
+    )
+    return {**out, "diversity": _diversity(sides[0])}
+
+
+def _diversity(cells: Mapping[int, Drawn]) -> float:
+    """Mean distance in features between two images of one combination, over combinations."""
+    means = []
+    for drawn in cells.values():
+        f = drawn.features.astype(np.float64)
+        half = len(f) // 2
+        means.append(np.linalg.norm(f[:half] - f[half : 2 * half], axis=1).mean())
+    return float(np.mean(means))

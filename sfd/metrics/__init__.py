@@ -1,0 +1,74 @@
+"""Rates with intervals, paired tests, distances of feature sets: arrays in, numbers out.
+
+`rates` and `clusters` bound a rate, `planning` says how many samples a bound takes, `comparisons`
+sets two sides or several runs against each other, `distances` measures features.
+"""
+
+from sfd.metrics.clusters import cluster_interval
+from sfd.metrics.comparisons import (
+    goodness_of_fit,
+    holm,
+    noninferiority_p,
+    paired_difference,
+    seed_spread,
+    total_variation,
+)
+from sfd.metrics.distances import (
+    excess_ratio,
+    fid,
+    fid_jackknife,
+    floor_at,
+    frechet,
+    kid,
+    moments,
+    nn_radius,
+    precision_recall,
+    relative_mmd,
+    within_radius,
+)
+from sfd.metrics.planning import PERFECT, pass_probability, plan_samples, upper_limit
+from sfd.metrics.rates import (
+    Interval,
+    card_box,
+    clopper_pearson,
+    corrected_rate,
+    missing_bounds,
+    rate_interval,
+    samples_to_settle,
+    verdict,
+    wilson,
+)
+
+__all__ = [
+    "PERFECT",
+    "Interval",
+    "card_box",
+    "clopper_pearson",
+    "cluster_interval",
+    "corrected_rate",
+    "excess_ratio",
+    "fid",
+    "fid_jackknife",
+    "floor_at",
+    "frechet",
+    "goodness_of_fit",
+    "holm",
+    "kid",
+    "missing_bounds",
+    "moments",
+    "nn_radius",
+    "noninferiority_p",
+    "paired_difference",
+    "pass_probability",
+    "plan_samples",
+    "precision_recall",
+    "rate_interval",
+    "relative_mmd",
+    "samples_to_settle",
+    "seed_spread",
+    "total_variation",
+    "upper_limit",
+    "verdict",
+    "wilson",
+    "within_radius",
+]

@@ -1,0 +1,220 @@
+"""Stable Diffusion pipeline folders (SD 1.x and 2.x), seen as a denoiser of latents.
+
+Latents are in the VAE's scaled units, noised in the VE view; the adapter scales them for the
+network by 1/sqrt(1 + sigma^2) and turns its epsilon- or v-prediction into x0.
+"""
+
+import copy
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from sfd import checkpoints, content
+from sfd.teachers.contract import Raw, Teacher, to_uint8
+from sfd.teachers.ddpm import DiscreteTimes, named_betas, predicted_x0
+
+PARTS = ("unet", "text_encoder", "tokenizer", "vae", "scheduler")
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+class StableDiffusionDenoiser(nn.Module):
+    """A `UNet2DConditionModel` (under `model`) at a chain's discrete times.
+
+    `cond [B, L, D]` are the text encoder's last hidden states. `config` is the network's,
+    `prediction` "epsilon" or "v_prediction", `betas` name and options of the chain, or its values.
+    """
+
+    def __init__(
+        self, *, config: dict[str, Any], prediction: str, betas: dict[str, Any] | list[float]
+    ):
+        super().__init__()
+        from diffusers import UNet2DConditionModel  # pyright: ignore[reportPrivateImportUsage]
+        from diffusers.models.attention_processor import AttnProcessor
+
+        self.model: Any = UNet2DConditionModel.from_config(config)
+        if not torch.cuda.is_available():
+            # the fused attention's backward takes 40 % of a small network's step on a CPU
+            self.model.set_attn_processor(AttnProcessor())
+        values = (
+            torch.tensor(betas, dtype=torch.float64)
+            if isinstance(betas, list)
+            else named_betas(**betas)
+        )
+        self.times = DiscreteTimes(values)
+        self.prediction = prediction
+        self.precision: torch.dtype | None = None
+
+    def forward(self, x: Tensor, sigma: Tensor, cond: Tensor) -> Tensor:
+        def predict(x_t: Tensor, t: Tensor) -> Tensor:
+            with torch.autocast(x.device.type, self.precision, enabled=self.precision is not None):
+                return self.model(x_t, t, encoder_hidden_states=cond, return_dict=False)[0]
+
+        return predicted_x0(predict, x, sigma, self.times(sigma), self.prediction)
+
+
+class Parts:
+    """A pipeline's way in and out: prompts to embeddings, latents to images.
+
+    Both networks stay on the CPU between calls; embeddings are computed once per prompt and kept.
+    """
+
+    def __init__(self, folder: Path, device: torch.device):
+        from diffusers import AutoencoderKL  # pyright: ignore[reportPrivateImportUsage]
+        from transformers import CLIPTextModel, CLIPTokenizer
+
+        for part in ("text_encoder", "tokenizer", "vae"):
+            if not (folder / part).is_dir():
+                raise ValueError(f"{folder}: has no {part}: not a whole Stable Diffusion pipeline")
+        self.device = device
+        self.tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+        self.text: Any = _pretrained(CLIPTextModel, folder / "text_encoder")
+        self.vae: Any = _pretrained(AutoencoderKL, folder / "vae")
+        self.known: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def encode(self, raw: Raw) -> Tensor:
+        """Prompts to `[B, L, D]` float32 on the device; None is the empty prompt.
+
+        A prompt beyond the tokenizer's limit is cut there, as diffusers does.
+        """
+        prompts = ["" if prompt is None else prompt for prompt in raw]
+        wrong = next((p for p in prompts if not isinstance(p, str)), None)
+        if wrong is not None:
+            raise ValueError(f"{wrong!r} is not a prompt: this model is asked in words")
+        new = sorted(set(prompts) - self.known.keys())
+        if new:
+            self.text.to(self.device)
+            for start in range(0, len(new), 64):
+                part = new[start : start + 64]
+                tokens = self.tokenizer(
+                    part,
+                    padding="max_length",
+                    max_length=self.tokenizer.model_max_length,
+                    truncation=True,
+                    return_tensors="pt",
+                ).input_ids
+                found = self.text(tokens.to(self.device))[0].float()
+                self.known.update(zip(part, found, strict=True))
+            self.text.to("cpu")
+        return torch.stack([self.known[prompt] for prompt in prompts])
+
+    @torch.no_grad()
+    def decode(self, x0: Tensor) -> np.ndarray:
+        """Latents `[B, C, h, w]` to uint8 `[B, H, W, 3]`."""
+        config = self.vae.config
+        latents = x0.float() / config.scaling_factor + (config.get("shift_factor") or 0.0)
+        self.vae.to(x0.device)
+        images = torch.cat([self.vae.decode(part).sample for part in latents.split(64)])
+        self.vae.to("cpu")
+        return to_uint8(images)
+
+
+def load(
+    folder: Path, *, t_init: int | None = None, name: str | None = None, device: torch.device
+) -> Teacher:
+    """A teacher from a pipeline folder.
+
+    `t_init` is the chain's time whose sigma a one-step student starts from (the published SFD: 625;
+    the time nearest to sigma 2.5 where it is not given). Raises ValueError if a part is missing,
+    weights and configuration do not fit, or the scheduler predicts neither epsilon nor v.
+    """
+    if not (folder / "model_index.json").is_file():
+        raise ValueError(f"{folder}: no model_index.json: not a diffusers pipeline folder")
+    spec = read_spec(folder)
+    interface = Parts(folder, device)
+    denoiser = StableDiffusionDenoiser(**{k: v for k, v in spec.items() if k != "kind"})
+    tensors, _ = checkpoints.read_tensors(folder / "unet" / WEIGHTS)
+    checkpoints.load_strictly(denoiser.model, tensors, str(folder / "unet" / WEIGHTS))
+    width = denoiser.model.config.cross_attention_dim
+    hidden = interface.text.config.hidden_size
+    if width != hidden:
+        raise ValueError(f"{folder}: the UNet takes embeddings of {width}, the text model {hidden}")
+    denoiser = denoiser.to(device).eval().requires_grad_(False)
+    sigmas = denoiser.times.get_buffer("sigmas")
+    if t_init is None:
+        t_init = int((sigmas.log() - np.log(2.5)).abs().argmin())
+    if not 0 <= t_init < len(sigmas):
+        raise ValueError(f"t_init={t_init} is outside the chain's 0 to {len(sigmas) - 1}")
+    size = denoiser.model.config.sample_size
+    return Teacher(
+        name=name or folder.name,
+        denoiser=denoiser,
+        encode=interface.encode,
+        decode=interface.decode,
+        make_student=partial(copy.deepcopy, denoiser),
+        shape=(denoiser.model.config.in_channels, size, size),
+        labels=(),
+        spec=spec,
+        sha256=folder_sha256(folder),
+        sigma_range=(float(sigmas[0]), float(sigmas[-1])),
+        sigma_init=float(sigmas[t_init]),
+    )
+
+
+def read_spec(folder: Path) -> dict[str, Any]:
+    """Plain data that rebuilds the folder's denoiser. Raises ValueError on an unknown kind."""
+    config = checkpoints.read_json(folder / "unet" / "config.json")
+    if config.get("_class_name") != "UNet2DConditionModel":
+        raise ValueError(
+            f"{folder / 'unet'}: holds a {config.get('_class_name')}, not a UNet2DConditionModel"
+        )
+    if config.get("in_channels") != config.get("out_channels"):
+        raise ValueError(
+            f"{folder / 'unet'}: takes {config.get('in_channels')} channels and gives"
+            f" {config.get('out_channels')} (inpainting?): not a text-to-image network"
+        )
+    path = folder / "scheduler" / "scheduler_config.json"
+    chain = checkpoints.read_json(path)
+    prediction = chain.get("prediction_type", "epsilon")
+    if prediction not in ("epsilon", "v_prediction"):
+        raise ValueError(f"{path}: prediction type {prediction!r}; known: epsilon, v_prediction")
+    if chain.get("rescale_betas_zero_snr"):
+        raise ValueError(f"{path}: rescale_betas_zero_snr is set: sigma would be infinite")
+    return {
+        "kind": "stable-diffusion",
+        "config": {k: v for k, v in config.items() if not k.startswith("_")},
+        "prediction": prediction,
+        "betas": chain.get("trained_betas") or {
+            "name": chain.get("beta_schedule", "linear"),
+            "start": chain.get("beta_start", 1e-4),
+            "end": chain.get("beta_end", 0.02),
+            "steps": chain.get("num_train_timesteps", 1000),
+        },
+    }  # fmt: skip
+
+
+def folder_sha256(folder: Path) -> str:
+    """One hash over the weights and configurations of a pipeline folder."""
+    files = sorted(
+        p
+        for part in PARTS
+        for p in (folder / part).glob("*")
+        if p.suffix in (".safetensors", ".json", ".txt")
+    )
+    return content.hash_json({str(p.relative_to(folder)): content.sha256(p) for p in files})
+
+
+def _pretrained(cls: Any, folder: Path) -> nn.Module:
+    """A frozen float32 model from its folder; nothing may be missing in the file."""
+    try:
+        model, info = cls.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, output_loading_info=True
+        )
+    except (SafetensorError, OSError, RuntimeError, ValueError, KeyError) as error:
+        said = " ".join(str(error).split())[:200]
+        raise ValueError(f"{folder}: cannot be read: {said}") from None
+    missing = sorted(_keys(info, "missing_keys") | _keys(info, "mismatched_keys"))
+    if missing:
+        raise ValueError(f"{folder}: weight {missing[0]!r} is missing or of another shape")
+    return model.float().eval().requires_grad_(False)
+
+
+def _keys(info: Mapping[str, Any], name: str) -> set[str]:
+    found = info.get(name) or ()
+    return {str(key) for key in found}

@@ -1,0 +1,144 @@
+"""Stable Diffusion folders as denoisers: diffusers' own schedulers and pipelines are the judge."""
+
+import json
+import shutil
+
+import numpy as np
+import pipelines
+import pytest
+import torch
+
+from sfd import sample, teachers
+
+CPU = torch.device("cpu")
+PROMPTS = ["a red shoe", "", "a/b\\c 👟", "shoe " * 400]
+
+
+@pytest.fixture(scope="module", params=["epsilon", "v_prediction"])
+def folder(request, tmp_path_factory):
+    return pipelines.write(tmp_path_factory.mktemp("sd") / "pipe", prediction=request.param)
+
+
+@pytest.fixture(scope="module")
+def teacher(folder):
+    return teachers.load(diffusers=str(folder), device=CPU)
+
+
+@pytest.fixture(scope="module")
+def pipeline(folder):
+    from diffusers import StableDiffusionPipeline
+
+    pipe = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def noisy(teacher, n=3):
+    return torch.randn(n, *teacher.shape, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("t", [0, 17, 625, 999])
+def test_the_denoiser_is_what_the_scheduler_predicts(teacher, pipeline, t):
+    from diffusers import DDIMScheduler
+
+    scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
+    scheduler.set_timesteps(1000)
+    x_t, cond = noisy(teacher), teacher.encode(PROMPTS[:3])
+    with torch.no_grad():
+        output = pipeline.unet(x_t, t, encoder_hidden_states=cond).sample
+        wanted = scheduler.step(output, t, x_t).pred_original_sample
+        a = scheduler.alphas_cumprod[t].sqrt()
+        sigma = teacher.denoiser.times.sigmas[t].float()
+        found = teacher.denoiser(x_t / a, sigma.expand(3), cond)
+    assert torch.allclose(found, wanted, atol=2e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_prompts_are_encoded_as_the_pipeline_does(teacher, pipeline, prompt):
+    wanted, null = pipeline.encode_prompt(prompt, "cpu", 1, True)
+    assert torch.allclose(teacher.encode([prompt])[0], wanted[0], atol=1e-6)
+    assert torch.allclose(teacher.encode([None])[0], null[0], atol=1e-6)
+
+
+def test_latents_are_decoded_as_the_pipeline_does(teacher, pipeline):
+    latents = noisy(teacher)
+    with torch.no_grad():
+        images = pipeline.vae.decode(latents / pipeline.vae.config.scaling_factor).sample
+    wanted = pipeline.image_processor.postprocess(images, output_type="np")
+    assert np.abs(teacher.decode(latents).astype(int) - (255 * wanted).round()).max() <= 1
+
+
+def test_an_embedding_does_not_depend_on_the_batch_it_was_computed_in(folder):
+    together = teachers.load(diffusers=str(folder), device=CPU).encode(PROMPTS)
+    for row, prompt in zip(together, PROMPTS, strict=True):
+        alone = teachers.load(diffusers=str(folder), device=CPU).encode([prompt])[0]
+        assert torch.allclose(alone, row, atol=1e-6)
+
+
+def test_guidance_is_the_formula(teacher):
+    x, sigma, cond = noisy(teacher), torch.full((3,), 1.5), teacher.encode(PROMPTS[:3])
+    null = teacher.encode([None])
+    with torch.no_grad():
+        d, d0 = (teacher.denoiser(x, sigma, c) for c in (cond, null.expand_as(cond)))
+        found = teachers.guided(teacher.denoiser, null, 3.0)(x, sigma, cond)
+    assert torch.allclose(found, d0 + 3 * (d - d0), atol=1e-5)
+    assert teachers.guided(teacher.denoiser, null, 1.0) is teacher.denoiser
+
+
+def test_samples_are_images_and_repeat(teacher):
+    generate = sample.teacher_sampler(teacher, steps=3, guidance=2.0)
+    seeds = np.array([3, 4])
+    images = generate(["a red shoe", "a hat"], seeds)
+    assert images.shape == (2, 16, 16, 3) and images.dtype == np.uint8
+    assert np.abs(images[1:].astype(int) - generate(["a hat"], seeds[1:])).max() <= 1
+
+
+def test_the_students_start_is_a_time_of_the_chain(folder):
+    sigmas = teachers.load(diffusers=str(folder), device=CPU).denoiser.times.sigmas
+    teacher = teachers.load(diffusers=str(folder), options={"t_init": 625}, device=CPU)
+    assert teacher.sigma_init == pytest.approx(float(sigmas[625]))
+    with pytest.raises(ValueError, match="outside the chain's 0 to 999"):
+        teachers.load(diffusers=str(folder), options={"t_init": 1000}, device=CPU)
+    with pytest.raises(ValueError, match="t_int"):
+        teachers.load(diffusers=str(folder), options={"t_int": 625}, device=CPU)
+
+
+def edit(path, **changes):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda f: shutil.rmtree(f / "text_encoder"), "no text_encoder"),
+        (lambda f: (f / "model_index.json").unlink(), "not a|no plain class|holds a"),
+        (lambda f: (f / "unet/config.json").write_text("{"), "not JSON"),
+        (
+            lambda f: edit(f / "scheduler/scheduler_config.json", prediction_type="sample"),
+            "known: epsilon, v_prediction",
+        ),
+        (
+            lambda f: edit(f / "scheduler/scheduler_config.json", beta_schedule="squared"),
+            "no betas called",
+        ),
+        (lambda f: edit(f / "unet/config.json", in_channels=9), "inpainting"),
+        (lambda f: edit(f / "unet/config.json", cross_attention_dim=24), "has shape"),
+        (
+            lambda f: (f / "unet/diffusion_pytorch_model.safetensors").write_bytes(b"\0" * 100),
+            "truncated",
+        ),
+        (lambda f: (f / "vae/diffusion_pytorch_model.safetensors").unlink(), "cannot be read"),
+        (lambda f: (f / "text_encoder/model.safetensors").write_bytes(b"\1" * 50), "cannot be"),
+    ],
+)
+def test_a_broken_folder_is_refused_in_one_line(folder, tmp_path, spoil, says):
+    copy = shutil.copytree(folder, tmp_path / "pipe")
+    spoil(copy)
+    with pytest.raises(ValueError, match=says) as error:
+        teachers.load(diffusers=str(copy), device=CPU)
+    assert "\n" not in str(error.value)
+
+
+def test_a_label_is_not_a_prompt(teacher):
+    with pytest.raises(ValueError, match="not a prompt"):
+        teacher.encode([3])
