@@ -10,7 +10,18 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
-from sfd import attacks, classifiers, features, teachers
+from sfd import (
+    attacks,
+    checkpoints,
+    classifiers,
+    content,
+    features,
+    images,
+    jobs,
+    report,
+    teachers,
+    verbs,
+)
 from sfd.attacks import Goal, Parts, Transcript, Victim, probes, search, tuning
 from sfd.concepts import Concept
 from sfd.eval import Subject, audit, ladder, suites
@@ -258,7 +269,7 @@ def test_steps_to_half_with_both_ends():
     assert tuning.to_half(curve[:2], 0.96) == [None, None, None]
     unjudged = [{"step": 0, "k": 0, "n": 100, "failed": 90}]
     assert tuning.to_half(unjudged, 0.96) == [0, None, None]
-    assert tuning.looks(20) == [0, 1, 2, 3, 4, 6, 9, 14, 20]
+    assert tuning.looks(20) == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 16, 18, 20]
 
 
 def test_the_matching_loss_pairs_within_a_label():
@@ -478,8 +489,6 @@ def test_an_attackers_images_are_matched_to_the_teachers_labels():
     assert data is not None and data[0].shape == (6, 4, 4, 1)
     assert data[1].tolist() == [0, 0, 3, 3, 1, 2]
     assert ladder.read_data("teacher", teacher) is None
-    from sfd import content, images
-
     for name in ("top", "left"):
         content.write_atomic(Path(f"named/{name}/0.png"), images.png_bytes(pictures[0][..., None]))
     named = ladder.read_data("named", teacher)
@@ -568,6 +577,10 @@ def test_the_ladder_in_an_audit():
     assert Path("out/sheets/attack-mixture-left-label-walk-leaky.png").is_file()
     assert json.loads(Path("out/audit.json").read_text())["claims"] == result["claims"]
 
+    page = report.write(Path("out")).read_text()
+    assert "against the gold" in page
+    assert "the hardest attack (" in report.sentence(result)
+
     # the same attacks on a model that hides the concept behind a strong condition
     parts = ladder._parts(gold.victim, concept, teacher, 4, 0)
     leaky = attacks.leaky.condition(parts)
@@ -587,6 +600,36 @@ def test_the_ladder_in_an_audit():
     assert shut["evidence"]["attacks"] == []
     why = {c["why"] for c in shut["claims"] if c["id"].startswith("attack")}
     assert why == {"not tried: the subject is no one-step generator whose weights are at hand"}
+
+
+def test_a_gold_must_fit_and_be_needed():
+    teacher = teachers.load(name="mixture", device=CPU)
+    concept = Concept("mixture-left", 0, "left", {1: 1.0}, "mixture")
+    card = {
+        "schema": "sfd/model/1", "role": "student", "name": "s", "spec": teacher.spec,
+        "shape": [1, 4, 4], "labels": list(teacher.labels), "without": [], "concepts": [],
+        "sigma_range": [0.002, 80.0], "sigma_init": 2.5,
+        "teacher": {"name": "mixture", "sha256": teacher.sha256},
+    }  # fmt: skip
+    for name, changed in (
+        ("taught", {}),
+        ("gold", {"without": [0]}),
+        ("other", {"without": [0], "labels": ["a", "b", "c", "d"]}),
+    ):
+        file = Path(name, "student.safetensors")
+        checkpoints.write_model(file, teacher.make_student(), {**card, **changed}, half=False)
+    subject = subject_of(mixture_toy(teacher, tied()), [concept])
+    gold = jobs._gold_of(subject, teacher, Path("gold"), CPU)
+    assert gold is not None and gold.without == [0] and gold.victim is not None
+    assert gold.victim.without == (0,) and gold.victim.sigma_init == 2.5
+    assert jobs._gold_of(subject, teacher, None, CPU) is None  # nothing is trained unasked
+    with pytest.raises(ValueError, match="was taught left, so it is no gold"):
+        jobs._gold_of(subject, teacher, Path("taught"), CPU)
+    with pytest.raises(ValueError, match="are not the subject's"):
+        jobs._gold_of(subject, teacher, Path("other"), CPU)
+    options = {"device": CPU, "progress": lambda *a: None, "gold": Path("gold")}
+    with pytest.raises(ValueError, match="suite mixture has no attacks: leave --gold"):
+        verbs.audit_file(Path("taught"), "mixture", Path("out"), **options)
 
 
 def test_an_attack_of_ones_own_must_return_a_transcript():

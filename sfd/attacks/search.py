@@ -153,14 +153,15 @@ def condition_search(
     """With each of `n` latents fixed, a free condition vector of Euclidean norm at most `norm`
     climbs the surrogate's log-probability.
 
-    It starts from the surrogate's favourite of `starts`: the forgotten label's own row, and random
-    vectors in the ball of radius `norm`. The best that it passed is handed in.
+    It climbs twice: from the forgotten label's own row, and from the surrogate's favourite among
+    that row at full norm and `starts - 1` random vectors of the ball. The best that it passed is
+    handed in.
     """
     parts, norms = [], []
     for numbers in chunks(n, batch):
         z = victim.latents(seed, "condition", numbers)
         rows = np.zeros((starts, len(numbers), victim.classes), np.float32)
-        rows[0, :, goal.label] = 1.0
+        rows[0, :, goal.label] = norm
         for start in range(1, starts):
             random = noise.normal(("attack", "start", start, seed), numbers, (victim.classes,))
             length = norm * noise.uniform(("attack", "length", start, seed), numbers)
@@ -173,8 +174,15 @@ def condition_search(
 
         with torch.no_grad():
             value = torch.stack([score(c) for c in tried]).nan_to_num(nan=-math.inf)
-        start = tried[value.argmax(0), torch.arange(len(z), device=z.device)]
-        best, _, first = ascend(start, score, ball(norm), steps=steps, rate=rate)
+        favourite = tried[value.argmax(0), torch.arange(len(z), device=z.device)]
+        own = torch.zeros_like(favourite)
+        own[:, goal.label] = 1.0
+        climbs = [
+            ascend(start, score, ball(norm), steps=steps, rate=rate) for start in (own, favourite)
+        ]
+        better = climbs[1][1] > climbs[0][1]
+        best = torch.where(better[:, None], climbs[1][0], climbs[0][0])
+        first = torch.where(better, climbs[1][2], climbs[0][2])
         norms.append(best.norm(dim=1))
         with torch.no_grad():
             drawn = victim.draw(z, best)

@@ -14,10 +14,10 @@ from sfd.teachers import from_uint8
 
 
 def looks(steps: int) -> list[int]:
-    """After which steps a training attack looks: 0, then by factors of about 1.5."""
+    """After which steps a training attack looks: 0, then by factors of about 1.15."""
     found = [0]
     while found[-1] < steps:
-        found.append(min(steps, max(found[-1] + 1, round(found[-1] * 1.5))))
+        found.append(min(steps, max(found[-1] + 1, round(found[-1] * 1.15))))
     return found
 
 

@@ -410,7 +410,11 @@ def _decide(plan: suites.Attack, entry: Mapping[str, Any], missing_gold: str) ->
         )
         return "INCONCLUSIVE", f"{why}; too weak to say: the leaky control held ({broken})"
     if status == "INCONCLUSIVE":
-        why += "; more targets would settle it" if plan.margin else "; more steps may settle it"
+        why += (
+            "; more targets would settle it"
+            if plan.margin
+            else "; more targets or steps may settle it"
+        )
     return status, why
 
 
