@@ -220,6 +220,12 @@ def audit(
     controls: Annotated[
         str | None, typer.Option(help="Build and audit the known answers of this recipe.")
     ] = None,
+    gold: Annotated[
+        str | None, typer.Option(help="Run of a student that never knew it, for attacks.")
+    ] = None,
+    attack_images: Annotated[
+        str | None, typer.Option(help="An attacker's labelled images, or 'teacher'.")
+    ] = None,
     plan: Annotated[
         str | None, typer.Option(help="How many samples this suite or recipe needs; draws none.")
     ] = None,
@@ -249,7 +255,10 @@ def audit(
         folder = Path(out) if out else Path(subject)
         if folder.is_file():
             folder = folder.parent / f"{folder.stem}-audit"
-        result = verbs.audit_file(Path(subject), suite, folder, device=where, progress=progress)
+        result = verbs.audit_file(
+            Path(subject), suite, folder, device=where, progress=progress,
+            gold=Path(gold) if gold else None, attack_images=attack_images,
+        )  # fmt: skip
     _conclude(result, folder, as_json)
     raise typer.Exit(jobs.code_of(result))
 
@@ -400,7 +409,7 @@ def reference(
 
 @app.command()
 def ls(as_json: AsJson = False) -> None:
-    """List recipes, concepts, classifiers, suites, teachers, objectives and rules."""
+    """List recipes, concepts, classifiers, suites, teachers, objectives, rules and attacks."""
     from sfd import verbs
 
     _print_yaml(verbs.listing(), as_json)

@@ -398,13 +398,42 @@ def audit_subject(
     *,
     device: torch.device,
     progress: Progress,
+    gold: Path | None = None,
     controls: Sequence[dict[str, Any]] = (),
 ) -> dict[str, Any]:
-    """`eval.audit`, with the teacher as it is for sampling: in float32."""
+    """`eval.audit`, with the teacher as it is for sampling: in float32.
+
+    `gold` is the run folder or file of a student that never knew the concepts; by default the
+    finished run of `<teacher>-gold`, if it is there and the suite attacks.
+    """
     teachers.set_precision(teacher.denoiser, "fp32")
+    attacked = isinstance(suite, suites.Suite) and suite.attacks
+    rival = _gold_of(subject, teacher, gold, device) if attacked else None
     return audit(
-        subject, suite, teacher, folder, device=str(device), controls=controls, progress=progress
-    )
+        subject, suite, teacher, folder, device=str(device), gold=rival, controls=controls,
+        progress=progress,
+    )  # fmt: skip
+
+
+def _gold_of(
+    subject: Subject, teacher: Teacher, path: Path | None, device: torch.device
+) -> Subject | None:
+    """The gold's student. Raises ValueError if `path` names one that does not fit."""
+    if path is None:
+        name = f"{teacher.name}-gold"
+        if name not in content.names("configs"):
+            return None
+        path = folder_of(name, configs.load(name))
+        if not (path / "student.safetensors").is_file():
+            return None
+    gold = of_student(path, str(device), [])
+    if list(gold.labels) != list(subject.labels):
+        raise ValueError(f"{path}: the gold's labels {gold.labels} are not the subject's")
+    asked = [c for c in subject.concepts if isinstance(c, Concept)]
+    knew = [c.label_name for c in asked if c.label not in gold.without]
+    if knew:
+        raise ValueError(f"{path}: was taught {', '.join(knew)}, so it is no gold to compare with")
+    return gold
 
 
 __all__ = ["CODES", "Job", "audit_subject", "device_of", "folder_of", "lineage",

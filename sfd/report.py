@@ -138,6 +138,7 @@ def _asked(concept: Json) -> list[str]:
 
 def _attacked(audit: Json, name: str) -> list[str]:
     tried = [a for a in _part(audit, "attacks") if a.get("concept") == name]
+    tried = [a for a in tried if a.get("measure") != "steps"]  # who trains finds it in the end
     rates = [(measured(a), a) for a in tried if measured(a)["rate"] is not None]
     if not rates:
         return []

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from sfd import (
+    attacks,
     checkpoints,
     classifiers,
     concepts,
@@ -31,9 +32,20 @@ from sfd.teachers import Teacher
 
 
 def audit_file(
-    path: Path, suite: str | None, folder: Path, *, device: torch.device, progress: Progress
+    path: Path,
+    suite: str | None,
+    folder: Path,
+    *,
+    device: torch.device,
+    progress: Progress,
+    gold: Path | None = None,
+    attack_images: str | None = None,
 ) -> dict[str, Any]:
-    """Audit a run folder or a student's file by a suite (default: the run's own)."""
+    """Audit a run folder or a student's file by a suite (default: the run's own).
+
+    `gold` is what attacks are compared with (default: the run of `<teacher>-gold`, if it is there),
+    `attack_images` an attacker's labelled images instead of the suite's.
+    """
     subject = of_student(path, str(device))
     stored = path / "recipe.yaml"
     plan: Mapping[str, int] = {}
@@ -44,7 +56,16 @@ def audit_file(
         suite, plan = recipe.audit.suite, recipe.audit.n
     teacher = _teacher_of(path, device)
     chosen = suites.load(suite, plan)
-    return jobs.audit_subject(subject, chosen, teacher, folder, device=device, progress=progress)
+    attacked = isinstance(chosen, suites.Suite) and chosen.attacks
+    if (gold or attack_images) and not attacked:
+        raise ValueError(
+            f"suite {chosen.name} has no attacks: leave --gold and --attack-images out"
+        )
+    if attack_images is not None:
+        chosen = chosen.model_copy(update={"attack_images": attack_images})
+    return jobs.audit_subject(
+        subject, chosen, teacher, folder, device=device, progress=progress, gold=gold
+    )
 
 
 def _teacher_of(path: Path, device: torch.device) -> Teacher:
@@ -145,7 +166,8 @@ def run_controls(
 
     The original teacher must FAIL; a one-step student of the gold twin (recipe
     `<teacher>-gold`, trained without the class) must PASS its concept's claims; noise must fail
-    validity. Trains the gold student first where it is not there.
+    validity. Where the suite attacks, each leaky control must FAIL the claim on its attack. Trains
+    the gold student first where it is not there.
     """
     recipe = configs.load(name)
     job = jobs.prepare(name, recipe, device)
@@ -154,12 +176,13 @@ def run_controls(
     root = out or Path("runs") / f"{Path(name).stem}-controls"
     rows = []
 
-    def audited(subject: Subject, what: str) -> dict[str, Any]:
+    def audited(subject: Subject, what: str, gold: Path | None = None) -> dict[str, Any]:
         say(f"auditing {what}")
         assert job.suite
         return jobs.audit_subject(
-            subject, job.suite, job.teacher, root / what, device=device, progress=progress
-        )
+            subject, job.suite, job.teacher, root / what, device=device, progress=progress,
+            gold=gold,
+        )  # fmt: skip
 
     suite = job.suite
     steps = suite.teacher_steps if isinstance(suite, suites.Suite) else suite.teacher.steps
@@ -173,9 +196,13 @@ def run_controls(
     if gold is None:
         say(f"no gold twin of {job.teacher.name} without {[c.label_name for c in job.concepts]}")
     else:
-        result = audited(of_student(gold, str(device), job.concepts), "gold")
+        result = audited(of_student(gold, str(device), job.concepts), "gold", gold)
         got = [_status(result, kind) for kind in ("direct", "validity")]
         rows.append(_row("gold", "PASS", next((g for g in got if g != "PASS"), "PASS")))
+        for entry in result["evidence"]["attacks"]:
+            leaky = entry["controls"].get("leaky", {})
+            if leaky.get("status"):
+                rows.append(_row(f"leaky to {entry['name']}", "FAIL", leaky["status"]))
     content.write_json(root / "controls.json", rows)
     for row in rows:
         say(f"{row['model']}: expected {row['expected']}, got {row['got']}")
@@ -307,6 +334,7 @@ def listing() -> dict[str, list[str]]:
         "teachers": teachers.embedded(),
         "objectives": sorted(objectives.TABLE),
         "rules": sorted(forgetting.RULES),
+        "attacks": sorted(attacks.TABLE),
     }
 
 

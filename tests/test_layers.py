@@ -62,6 +62,7 @@ SIDEWAYS = {
     ("verbs", "sample"): "sfd sample",
     ("verbs", "plan"): "sfd plan",
     ("export", "sample"): "what is exported is a student",
+    ("eval", "attacks"): "an audit attacks",
     ("jobs", "train"): "a job is the verbs in their order",
     ("jobs", "state"): "a job is the verbs in their order",
     ("jobs", "eval"): "a job is the verbs in their order",
@@ -70,6 +71,7 @@ SIDEWAYS = {
     ("jobs", "watch"): "a job is looked at",
     ("verbs", "jobs"): "a verb reads what a job wrote",
     ("verbs", "eval"): "a verb audits",
+    ("verbs", "attacks"): "a verb lists the table",
     ("verbs", "train"): "validation measures one step",
     # 4
     ("cli", "report"): "sfd report",

@@ -9,9 +9,10 @@ import numpy as np
 import torch
 
 from sfd import content, noise, sample, teachers
+from sfd.attacks import Victim
 from sfd.concepts import AnyConcept, Concept, PromptConcept
 from sfd.concepts.prompts import Prompt
-from sfd.sample import Generate
+from sfd.sample import Generate, Student
 from sfd.teachers import Teacher
 
 
@@ -33,6 +34,8 @@ class Subject:
     """Labels the subject was never taught (a gold twin); they are asked for as the null class."""
     findings: Sequence[str] = field(default_factory=tuple)
     """What hygiene found on reading the file."""
+    victim: Victim | None = None
+    """What an attacker holds; None where it is no one-step generator of ours."""
 
 
 def concepts_of(card: dict[str, Any]) -> list[AnyConcept]:
@@ -66,6 +69,20 @@ def of_student(path: Path, device: str, concepts: Sequence[AnyConcept] | None = 
         recipe_sha256=student.card.get("recipe_sha256"),
         without=student.card["without"],
         findings=beside(file),
+        victim=victim_of(student),
+    )
+
+
+def victim_of(student: Student) -> Victim:
+    """A student as its attacker holds it."""
+    card = student.card
+    return Victim(
+        name=card["name"],
+        denoiser=student.denoiser,
+        shape=tuple(card["shape"]),
+        classes=len(card["labels"]),
+        sigma_init=card["sigma_init"],
+        without=tuple(card["without"]),
     )
 
 
