@@ -215,7 +215,9 @@ def sample(
 
 @app.command()
 def audit(
-    subject: Annotated[str, typer.Argument(help="A run folder or a student's file.")] = "",
+    subject: Annotated[
+        str, typer.Argument(help="A run folder, a student's file, an exported pipeline.")
+    ] = "",
     suite: Annotated[str | None, typer.Option(help="Default: the run's own.")] = None,
     controls: Annotated[
         str | None, typer.Option(help="Build and audit the known answers of this recipe.")
@@ -226,6 +228,8 @@ def audit(
     attack_images: Annotated[
         str | None, typer.Option(help="An attacker's labelled images, or 'teacher'.")
     ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Of a pipeline.")] = 1,
+    guidance: Annotated[float, typer.Option(min=0, help="Of a pipeline.")] = 0.0,
     plan: Annotated[
         str | None, typer.Option(help="How many samples this suite or recipe needs; draws none.")
     ] = None,
@@ -258,6 +262,7 @@ def audit(
         result = verbs.audit_file(
             Path(subject), suite, folder, device=where, progress=progress,
             gold=Path(gold) if gold else None, attack_images=attack_images,
+            steps=steps, guidance=guidance,
         )  # fmt: skip
     _conclude(result, folder, as_json)
     raise typer.Exit(jobs.code_of(result))

@@ -325,7 +325,11 @@ def _shown(audit: Json, concept: Json) -> dict[str, Any]:
     none = 0 if declared else None
     rows = [(k, declared.get(k, none), observed.get(k)) for k in {**declared, **observed}]
     claims = [c for c in audit["claims"] if c.get("evidence") == f"evidence.direct.{name}"]
+    kept = _part(audit, "retention").get(name) or {}
+    ways = (direct.get("by_template") or {}).items()
     return {
+        "retention": [(k.replace("_", "-"), v) for k, v in kept.items() if v],
+        "templates": sorted(ways, key=lambda way: -way[1]["rate"]),
         "validity": _part(audit, "validity").get(name) or {},
         "override_test": test,
         "instead": sorted(rows, key=lambda row: -(row[2] or 0.0))[:WIDEST],

@@ -25,7 +25,14 @@ from sfd import (
     teachers,
 )
 from sfd.eval import planning, suites
-from sfd.eval.subjects import Subject, of_noise, of_student, of_teacher
+from sfd.eval.subjects import (
+    Subject,
+    concepts_of,
+    of_noise,
+    of_pipeline,
+    of_student,
+    of_teacher,
+)
 from sfd.jobs import Job, Progress, Say
 from sfd.sample import Student
 from sfd.teachers import Teacher
@@ -40,13 +47,26 @@ def audit_file(
     progress: Progress,
     gold: Path | None = None,
     attack_images: str | None = None,
+    steps: int = 1,
+    guidance: float = 0.0,
 ) -> dict[str, Any]:
-    """Audit a run folder or a student's file by a suite (default: the run's own).
+    """Audit a run folder, a student's file or an exported pipeline by a suite (the run's own).
 
     `gold` is what attacks are compared with (default: the run of `<teacher>-gold`, if it is there),
-    `attack_images` an attacker's labelled images instead of the suite's.
+    `attack_images` an attacker's labelled images instead of the suite's. A pipeline is sampled by
+    its own scheduler in `steps` with `guidance`.
     """
-    subject = of_student(path, str(device))
+    if (path / "model_index.json").is_file():
+        card = checkpoints.read_json(path / "sfd.json")
+        subject = of_pipeline(
+            path, concepts_of(card), device=str(device), steps=steps, guidance=guidance
+        )
+    else:
+        if steps != 1 or guidance:
+            raise ValueError(f"{path}: a student makes one step; steps and guidance are for a"
+                             " pipeline folder (`sfd export diffusers`)")  # fmt: skip
+        card = _card_of(path)
+        subject = of_student(path, str(device))
     stored = path / "recipe.yaml"
     plan: Mapping[str, int] = {}
     if suite is None:
@@ -54,7 +74,7 @@ def audit_file(
         if recipe is None or recipe.audit is None:
             raise ValueError(f"{path}: names no suite; say --suite NAME")
         suite, plan = recipe.audit.suite, recipe.audit.n
-    teacher = _teacher_of(path, device)
+    teacher = _teacher_of(path, card, device)
     chosen = suites.load(suite, plan)
     attacked = isinstance(chosen, suites.Suite) and chosen.attacks
     if (gold or attack_images) and not attacked:
@@ -68,16 +88,20 @@ def audit_file(
     )
 
 
-def _teacher_of(path: Path, device: torch.device) -> Teacher:
-    """The original teacher of a student, as its card names it; its weights must be the same."""
+def _card_of(path: Path) -> dict[str, Any]:
+    """The card of a student's file or run folder."""
     file = path / "student.safetensors" if path.is_dir() else path
-    _, meta = checkpoints.read_tensors(file)
-    ref = dict(checkpoints.read_card(meta, str(file))["teacher"])
+    return checkpoints.read_card(checkpoints.read_meta(file), str(file))
+
+
+def _teacher_of(path: Path, card: Mapping[str, Any], device: torch.device) -> Teacher:
+    """The original teacher of a student, as its card names it; its weights must be the same."""
+    ref = dict(card["teacher"])
     expected = ref.pop("sha256")
     teacher = teachers.load(**ref, device=device)
     if teacher.sha256 != expected:
         raise ValueError(
-            f"{file}: was distilled from a teacher {expected[:12]}..., the one here is"
+            f"{path}: was distilled from a teacher {expected[:12]}..., the one here is"
             f" {teacher.sha256[:12]}...: put the original back, nothing can stand in for it"
         )
     return teacher

@@ -12,6 +12,7 @@ import yaml
 import sfd
 from sfd import checkpoints, configs, export, forgetting, images, jobs, sample, teachers, verbs
 from sfd import train as training
+from sfd.eval.subjects import of_pipeline
 from sfd.teachers import lora
 
 CPU = torch.device("cpu")
@@ -160,6 +161,11 @@ def test_stock_diffusers_samples_the_export_in_one_step(place, prediction):
     pictures = pipe(prompts, num_inference_steps=1, guidance_scale=0, latents=z,
                     output_type="np").images  # fmt: skip
     assert np.abs((255 * pictures).round() - student.sample(prompts, seeds)).max() <= 1
+    subject = of_pipeline(out, [], device="cpu")
+    assert np.abs(subject.generate(prompts, seeds) - student.sample(prompts, seeds)).max() <= 1
+    assert subject.nfe == 1 and not subject.findings
+    several = of_pipeline(out, [], device="cpu", steps=2, guidance=3.0)
+    assert several.nfe == 4 and several.generate(prompts, seeds).shape == (2, 16, 16, 3)
     assert "has not been audited" in (out / "README.md").read_text()
     with pytest.raises(ValueError, match="not empty"):
         export.diffusers(folder, out)
