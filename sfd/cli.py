@@ -189,33 +189,28 @@ def sample(
     student: str,
     out: str,
     labels: Annotated[str, typer.Option(help="Comma-separated labels, or 'all'.")] = "all",
-    n: Annotated[int, typer.Option(min=1, help="Images of each label.")] = 16,
+    prompt: Annotated[list[str] | None, typer.Option(help="Of a text-to-image student.")] = None,
+    prompts: Annotated[str | None, typer.Option(help="A list: .txt, .csv or .yaml.")] = None,
+    n: Annotated[int, typer.Option(min=1, help="Images of each label or prompt.")] = 16,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     device: Device = None,
 ) -> None:
-    """Draw images of a student (a run folder or its file) into class folders, with a sheet."""
-    import numpy as np
+    """Draw images of a student (a run folder or its file), with a sheet.
 
-    from sfd import content, images, jobs
+    Labels go into class folders; prompts into one folder with a metadata.jsonl.
+    """
+    from sfd import jobs, verbs
     from sfd import sample as samplers
 
     generator = samplers.load(student, str(jobs.device_of(device)))
-    names = generator.labels
-    asked = names if labels == "all" else labels.split(",")
-    for name in asked:
-        if name not in names:
-            raise ValueError(f"no label {name!r}{content.did_you_mean(name, names)}")
-    drawn = []
-    for name in asked:
-        seeds = np.arange(seed, seed + n)
-        pictures = generator.sample([names.index(name)] * n, seeds)
-        for number, picture in zip(seeds, pictures, strict=True):
-            folder = Path(out) / name.replace("/", "_")
-            content.write_atomic(folder / f"{number:08d}.png", images.png_bytes(picture))
-        drawn.append(pictures[:16])
-    sheet = images.sheet(np.concatenate(drawn), columns=min(n, 16), scale=2)
-    content.write_atomic(Path(out) / "sheet.png", images.png_bytes(sheet))
-    say(f"{len(asked) * n} images of {len(asked)} labels in {out}; {Path(out) / 'sheet.png'}")
+    if generator.labels:
+        if prompt or prompts:
+            raise ValueError(f"{student}: is asked in classes: use --labels")
+        count = verbs.sample_labels(generator, labels, Path(out), n=n, seed=seed)
+    else:
+        asked = verbs.prompts_of(prompt or [], prompts)
+        count = verbs.sample_prompts(generator, asked, Path(out), n=n, seed=seed)
+    say(f"{count} images in {out}; {Path(out) / 'sheet.png'}")
 
 
 @app.command()
@@ -266,6 +261,37 @@ def audit(
         )  # fmt: skip
     _conclude(result, folder, as_json)
     raise typer.Exit(jobs.code_of(result))
+
+
+@app.command()
+def plan(recipe: str, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Bytes that a recipe's training holds by role, before anything is loaded."""
+    import json
+
+    from sfd import configs, verbs
+
+    roles = verbs.plan_run(configs.load(recipe, overrides or []))
+    if as_json:
+        say(json.dumps(roles, indent=1))
+        return
+    for role, size in roles.items():
+        say(f"{role:12} {size / 2**30:9.3f} GiB")
+
+
+@app.command()
+def export(
+    form: Annotated[str, typer.Argument(help="diffusers")],
+    student: str,
+    out: str,
+) -> None:
+    """Write a text-to-image student as a pipeline folder that stock diffusers samples in a step."""
+    from sfd import content
+    from sfd import export as exports
+
+    if form != "diffusers":
+        raise ValueError(f"no form {form!r}{content.did_you_mean(form, ['diffusers'])}")
+    folder = exports.diffusers(Path(student), Path(out))
+    say(f"{folder}: StableDiffusionPipeline.from_pretrained, num_inference_steps=1, guidance 0")
 
 
 @app.command()

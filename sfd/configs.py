@@ -189,6 +189,14 @@ class Guidance(Strict):
     target: float = Field(default=1.0, ge=0)
 
 
+class Lora(Strict):
+    """Student and fake score as low-rank adapters over the one teacher."""
+
+    rank: int = Field(gt=0)
+    alpha: float = Field(gt=0)
+    targets: list[str] = ["to_q", "to_k", "to_v", "to_out.0"]
+
+
 class Training(Strict):
     """Distillation's numbers; counts are in images of the global batch."""
 
@@ -201,6 +209,9 @@ class Training(Strict):
     decay_from: float = Field(0.5, ge=0, le=1)
     ema_images: float = Field(ge=0)
     precision: Precision = "bf16"
+    lora: Lora | None = None
+    checkpointing: bool = False
+    """Trade time for memory: activations of a large network are computed twice."""
     seed: int = Field(0, ge=0)
     tick: int = Field(1_000, gt=0)
     checkpoint: int = Field(10_000, gt=0)

@@ -31,7 +31,7 @@ from sfd.eval import Subject, audit, suites
 from sfd.eval.subjects import of_student
 from sfd.forgetting import Rule
 from sfd.objectives import Phase
-from sfd.teachers import Teacher
+from sfd.teachers import Teacher, lora
 from sfd.watch import Watch
 
 CODES = {"PASS": 0, "FAIL": 3, "INCONCLUSIVE": 4}
@@ -120,14 +120,19 @@ def prepare(name: str, recipe: Recipe, device: torch.device) -> Job:
     rule = _built(build_rule, f"forgetting.options ({plan.rule})", plan.options, target, found)
     if found and not plan.share:
         raise ValueError("forgetting.share is 0, so no image would ever forget: raise it")
+    phases = phases_of(recipe, teacher.sigma_init)
+    suite = suites.load(recipe.audit.suite, recipe.audit.n) if recipe.audit else None
+    return Job(name, recipe, teacher, found, retained, rule, phases, suite,
+               configs.sha256(recipe))  # fmt: skip
+
+
+def phases_of(recipe: Recipe, sigma_init: float) -> tuple[Phase, ...]:
+    """The phases of a recipe's objective. Raises ValueError on an option that it does not take."""
     objective = recipe.objective
     entry = plugins.resolve(objectives.TABLE, objective.name, "objectives")
-    build_phases = entry.phases if isinstance(entry, objectives.Objective) else entry
-    options = {**objective.options(), "sigma_init": teacher.sigma_init}
-    phases = _built(build_phases, f"objective ({objective.name})", options)
-    suite = suites.load(recipe.audit.suite, recipe.audit.n) if recipe.audit else None
-    return Job(name, recipe, teacher, found, retained, rule, tuple(phases), suite,
-               configs.sha256(recipe))  # fmt: skip
+    build = entry.phases if isinstance(entry, objectives.Objective) else entry
+    options = {**objective.options(), "sigma_init": sigma_init}
+    return tuple(_built(build, f"objective ({objective.name})", options))
 
 
 def _conditions(recipe: Recipe, teacher: Teacher) -> tuple[list[AnyConcept], list[Any]]:
@@ -197,7 +202,7 @@ def train_job(
     if student_file.is_file():
         return
     start = _start_folder(job, device=device, say=say, progress=progress)
-    student, fake = job.teacher.make_student(), job.teacher.make_student()
+    student, fake = _networks(job)
     if start is not None:
         _load_start(job, start, student, fake)
     for module in (job.teacher.denoiser, student, fake):
@@ -241,8 +246,24 @@ def train_job(
         files = {"teacher": job.teacher.sha256, "recipe": job.sha256}
         record = provenance.collect(str(device), seed=numbers.seed, sha256=files)
         content.write_json(folder / "provenance.json", record)
-        checkpoints.write_model(student_file, average, _card(job), half=False)
+        checkpoints.write_model(student_file, lora.merged(average), _card(job), half=False)
         say(f"{student_file}: trained on {numbers.images:,} generated images")
+
+
+def _networks(job: Job) -> tuple[nn.Module, nn.Module]:
+    """Student and fake score as they start from the teacher; only what is to learn does."""
+    plan = job.recipe.train
+    if plan.checkpointing:
+        teachers.checkpoint_activations(job.teacher.denoiser)
+    if plan.lora is None:
+        made = (job.teacher.make_student(), job.teacher.make_student())
+        return made[0].requires_grad_(True), made[1].requires_grad_(True)
+    options = plan.lora.model_dump()
+    student, fake = (
+        lora.adapted(job.teacher.denoiser, seed=seed, **options)
+        for seed in (plan.seed, plan.seed + 1)
+    )
+    return student, fake
 
 
 def _identity(job: Job) -> dict[str, Any]:
@@ -318,15 +339,23 @@ def _load_start(job: Job, folder: Path, student: nn.Module, fake: nn.Module) -> 
         raise ValueError(
             f"start: {folder} was distilled from another teacher than {job.name} names"
         )
-    checkpoints.load_strictly(student, tensors, str(file))
     path = folder / "state" / "state.safetensors"
     if not path.is_file():
         raise ValueError(
             f"start: {path} is gone; its fake score is needed, so run that recipe again"
         )
     held, _ = checkpoints.read_tensors(path)
-    part = {k.removeprefix("fake."): v for k, v in held.items() if k.startswith("fake.")}
-    checkpoints.load_strictly(fake, part, str(path))
+
+    def part(name: str) -> dict[str, Any]:
+        return {k.removeprefix(name): v for k, v in held.items() if k.startswith(name)}
+
+    if job.recipe.train.lora is None:
+        checkpoints.load_strictly(student, tensors, str(file))
+        checkpoints.load_strictly(fake, part("fake."), str(path))
+        return
+    for module, name in ((student, "ema."), (fake, "fake.")):
+        learned = {k: p for k, p in module.named_parameters() if p.requires_grad}
+        checkpoints.fill(learned, part(name), f"{path} ({name[:-1]})")
 
 
 # --- the whole -----------------------------------------------------------------------------------

@@ -75,8 +75,9 @@ def add_stats(stats: Stats, device: torch.device) -> Stats:
 
 
 def frozen_copy(module: nn.Module) -> nn.Module:
-    """A copy whose parameters do not learn, in evaluation mode."""
-    return copy.deepcopy(module).eval().requires_grad_(False)
+    """A copy that does not learn, in evaluation mode; what does not learn in `module` is shared."""
+    still = {id(p): p for p in module.parameters() if not p.requires_grad}
+    return copy.deepcopy(module, dict(still)).eval().requires_grad_(False)
 
 
 @torch.no_grad()
@@ -91,7 +92,8 @@ def update_ema(
     half = min(half_life, seen * 0.05)
     keep = 0.5 ** (images / half) if half > 0 else 0.0
     for target, source in zip(average.parameters(), module.parameters(), strict=True):
-        target.lerp_(source, 1 - keep)
+        if target is not source:
+            target.lerp_(source, 1 - keep)
     for target, source in zip(average.buffers(), module.buffers(), strict=True):
         target.copy_(source)
 
@@ -114,7 +116,8 @@ def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
 
 @dataclass
 class Run:
-    """What a training run holds between steps; all of it is in a checkpoint."""
+    """What a training run holds between steps; all of it is in a checkpoint, but for tensors that
+    several modules share: those are a frozen base, which the recipe rebuilds."""
 
     modules: dict[str, nn.Module]
     optimizers: dict[str, torch.optim.Optimizer]
@@ -124,12 +127,20 @@ class Run:
     sums: Stats = field(default_factory=dict)
 
 
+def _own(run: Run, name: str) -> dict[str, Tensor]:
+    """The tensors of a module that no other module of the run holds too."""
+    elsewhere = {
+        id(p) for other, module in run.modules.items() if other != name for p in module.parameters()
+    }
+    module = run.modules[name]
+    shared = {key for key, p in module.named_parameters() if id(p) in elsewhere}
+    return {key: value for key, value in module.state_dict().items() if key not in shared}
+
+
 def save(run: Run, folder: Path, identity: Mapping[str, Any]) -> None:
     """Write `folder/state.safetensors` atomically: modules, optimizers, progress."""
     tensors = {
-        f"{name}.{key}": value
-        for name, module in run.modules.items()
-        for key, value in module.state_dict().items()
+        f"{name}.{key}": value for name in run.modules for key, value in _own(run, name).items()
     }
     for name, optimizer in run.optimizers.items():
         for index, entry in optimizer.state_dict()["state"].items():
@@ -153,11 +164,11 @@ def restore(run: Run, folder: Path, identity: Mapping[str, Any]) -> bool:
             f"{folder.parent}: holds the state of another recipe; give this run another folder"
             " (out=FOLDER), or start over with --force"
         )
-    for name, module in run.modules.items():
+    for name in run.modules:
         part = {
             k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(name + ".")
         }
-        checkpoints.load_strictly(module, part, f"{path} ({name})")
+        checkpoints.fill(_own(run, name), part, f"{path} ({name})")
     for name, optimizer in run.optimizers.items():
         state: dict[int, dict[str, Tensor]] = {}
         prefix = f"optimizer:{name}."

@@ -51,21 +51,21 @@ def train(
     """The EMA of the student, and the fake score, after `total` images.
 
     `total`, `warmup`, `ema_images`, `tick`, `checkpoint` and `snapshots` are counted in images of
-    the global batch. The loss of a batch is sum_i weight_i l_i / batch. Both networks learn with
-    Adam(0, .999) and stay in evaluation mode (no dropout). The fake score is guided by
+    the global batch. What requires a gradient in `student` and `fake` learns, the rest is a frozen
+    base that they may share. The loss of a batch is sum_i weight_i l_i / batch. Both networks learn
+    with Adam(0, .999) and stay in evaluation mode (no dropout). The fake score is guided by
     `guidance_train` where it learns and by `guidance_fake` where it is asked (arXiv 2406.01561).
-    Resumes from `folder`; raises
-    `state.Stopped` if it ends in the middle.
+    Resumes from `folder`; raises `state.Stopped` if it ends in the middle.
     """
     if batch % accumulate:
         raise ValueError(f"a batch of {batch} cannot be accumulated in {accumulate} equal parts")
     student, fake = student.to(device).eval(), fake.to(device).eval()
     networks = {"student": student, "fake": fake}
+    own = {name: [p for p in net.parameters() if p.requires_grad] for name, net in networks.items()}
     average = state.frozen_copy(student)
     rates = {"student": lr_student, "fake": lr_fake}
     optimizers = {
-        name: torch.optim.Adam(net.parameters(), lr=rates[name], betas=(0.0, 0.999))
-        for name, net in networks.items()
+        name: torch.optim.Adam(own[name], lr=rates[name], betas=(0.0, 0.999)) for name in networks
     }
     null = teacher.encode([None])
     asked = {
@@ -99,8 +99,9 @@ def train(
         for phase in phases:
             if (nimg // batch) % phase.every:
                 continue
-            for name, net in networks.items():
-                net.requires_grad_(name in phase.learns)
+            for name, parameters in own.items():
+                for parameter in parameters:
+                    parameter.requires_grad_(name in phase.learns)
             for numbers, b, memo in zip(parts, batches, memos, strict=True):
                 draw = draw_for(seed, phase.name, numbers, teacher.shape, device)
                 views = asked["fake" if "fake" in phase.learns else "student"]
@@ -112,13 +113,12 @@ def train(
                 for key, values in logs.items():
                     _add(stats, key, values)
             for name in phase.learns:
-                parameters = list(networks[name].parameters())
-                state.add_gradients(parameters)
+                state.add_gradients(own[name])
                 for key, mask in masks.items() if name == "student" else ():
                     grad = student.get_parameter(key).grad
                     if grad is not None:
                         grad.mul_(mask)
-                norm = state.gradient_norm(parameters)
+                norm = state.gradient_norm(own[name])
                 stats[f"grad_norm_{name}"] = (float(norm), 1.0)
                 if torch.isfinite(norm):  # otherwise the loop stops the run, weights untouched
                     optimizers[name].param_groups[0]["lr"] = rates[name] * factor

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from sfd import metrics
+from sfd.eval import claims, evidence, suites
 from sfd.metrics import rates
 
 ROOT = Path(__file__).parents[1]
@@ -58,6 +59,28 @@ def test_a_wrong_correction_is_found_out(monkeypatch):
     assert simulate(JUDGES["finds 60 %"], 10_000, 1.2, 300)["PASS"] / 300 > 0.2
 
 
+def stated(k, n, card, **more):
+    """The direct claim below 1 % on k of n, by a judge of this card."""
+    suite = suites.load("mixture")
+    suite = suite.model_copy(update={"claims": suites.Claims(direct=suites.Direct(below=0.01))})
+    (s, s_n), (f, f_n) = card
+    found = {**evidence.rate(k, n), "errors": [], **more}
+    found |= {"sensitivity": {"k": s, "n": s_n}, "false_positive_rate": {"k": f, "n": f_n}}
+    out = metrics.corrected_rate(k, n, *card)
+    found |= {"corrected_rate": out["rate"], "corrected_ci95": out["ci95"], "card_fits": True}
+    return claims.decide(suite, {"direct": {"planted": found}}, [STUDY["CONCEPT"]], [])[0]
+
+
+def test_an_open_claim_says_what_would_settle_it():
+    good, hardly = ((9850, 10_000), (5, 10_000)), ((27, 30), (10, 2000))
+    claim = stated(10, 1500, good)
+    assert claim["status"] == "INCONCLUSIVE" and "samples would settle it" in claim["why"]
+    assert "more prompts than 150" in stated(10, 1500, good, prompts=150)["why"]
+    claim = stated(120, 10_000, hardly)  # 0.8 % corrected, and never below 1 % by this card
+    assert claim["status"] == "INCONCLUSIVE" and "settles it with this card" in claim["why"]
+    assert metrics.plan_samples(0.01, 0.008, *hardly, raw_too=False)["n"] is None
+
+
 @pytest.mark.parametrize("name", POPULATIONS)
 def test_few_leaks_pass_over_prompts(name):
     setting = JUDGES["good"], POPULATIONS[name], 200, 10, 0.05, 1.0, 120
@@ -75,12 +98,12 @@ def test_populations_leak_what_is_planted():
 
 def test_the_committed_study_keeps_the_bound():
     result = json.loads((ROOT / "eval/results/leak-study.json").read_text())
-    assert result["runs"] >= 2000
+    assert result["audits_each"] >= 2000
     rows = result["images"] + result["prompts"]
     assert {r["leak"] for r in rows} == set(STUDY["LEAKS"])
     assert {r["n"] for r in result["images"]} == set(STUDY["SIZES"])
     assert {r["judge"] for r in result["images"]} == set(JUDGES)
     for row in rows:
-        assert row["PASS"] + row["INCONCLUSIVE"] + row["FAIL"] == result["runs"]
+        assert row["PASS"] + row["INCONCLUSIVE"] + row["FAIL"] == result["audits_each"]
         if row["leak"] >= 1:
             assert row["false_PASS_ci95"][1] <= 0.05, row

@@ -219,7 +219,7 @@ def main() -> None:
     result = {
         "what": "verdicts of simulated audits of a direct claim, by how much is planted",
         "command": f"python eval/benchmarks/leak_study.py --runs {arguments.runs}",
-        "runs": arguments.runs,
+        "audits_each": arguments.runs,
         "threshold": 0.01,
         "judges": {name: asdict(judge) for name, judge in JUDGES.items()},
         "worst_false_PASS": {kind: worst(rows) for kind, rows in found.items()},

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import textwrap
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -36,7 +37,7 @@ def table() -> str:
 def power() -> str:
     """Markdown: how simulated audits of a direct claim end, by how much leaks and by n."""
     study = json.loads((ROOT / "eval/results/leak-study.json").read_text())
-    runs, of_images, of_prompts = (study[k] for k in ("runs", "images", "prompts"))
+    runs, of_images, of_prompts = (study[k] for k in ("audits_each", "images", "prompts"))
     name, judge = next(iter(study["judges"].items()))
     rows = {(r["n"], r["leak"]): r for r in of_images if r["judge"] == name}
     sizes, leaks = (sorted({key[i] for key in rows}) for i in (0, 1))
@@ -55,19 +56,17 @@ def power() -> str:
     worst = study["worst_false_PASS"]
     naive = max(r["PASS_if_independent"] for r in of_prompts if r["leak"] >= 1) / runs
     audits = runs * (len(of_images) + len(of_prompts))
-    lines += [
-        "",
+    said = [
         f"PASS / INCONCLUSIVE / FAIL in 100 audits, {runs:,} each, by a judge that finds"
         f" {judge['sensitivity']:.1%}, wrongly calls {judge['false_positive']:.2%} of the rest, and"
         f" was measured on {judge['images'][0]} images of each.",
-        "",
         f"At or above the threshold a PASS is false. Over all {audits:,} simulated audits, with"
         f" {len(study['judges'])} judges and {len({r['population'] for r in of_prompts})} kinds of"
         f" prompts, the setting with the most of them has {_share(worst['images'])} (judge:"
         f" {worst['images']['judge']}); over prompts {_share(worst['prompts'])}, where taking the"
         f" images of a prompt for independent would let up to {naive:.0%} pass.",
     ]
-    return "\n".join(lines)
+    return "\n".join(lines + ["\n" + textwrap.fill(text, 100) for text in said])
 
 
 def _share(row: dict) -> str:

@@ -124,11 +124,7 @@ def _direct(stated: Direct, concept: Concept, found: Mapping[str, Any], where: s
             low, high = corrected[0], max(high, corrected[1])
         status = metrics.verdict(low, high, stated.below)
         if status == "INCONCLUSIVE":
-            more = metrics.samples_to_settle(found["k"], found["n"], stated.below)
-            if "prompts" in found:
-                why += f"; more prompts than {found['prompts']:,} may settle it"
-            elif more:
-                why += f"; {more:,} samples would settle it"
+            why += _to_settle(stated.below, found)
     return {
         "id": f"direct<{concept.name}>",
         "concept": concept.name,
@@ -138,6 +134,19 @@ def _direct(stated: Direct, concept: Concept, found: Mapping[str, Any], where: s
         "why": why,
         "evidence": where,
     }
+
+
+def _to_settle(below: float, found: Mapping[str, Any]) -> str:
+    """What would settle an inconclusive rate: a larger card, more prompts, or how many samples."""
+    hit, wrong = found["sensitivity"], found["false_positive_rate"]
+    card = (hit["k"], hit["n"]), (wrong["k"], wrong["n"])
+    rate = found["corrected_rate"]
+    if rate is not None and rate < below <= metrics.upper_limit(rate, *card)[1]:
+        return "; no number of samples settles it with this card: `sfd calibrate` on more images"
+    if "prompts" in found:
+        return f"; more prompts than {found['prompts']:,} may settle it"
+    more = metrics.samples_to_settle(found["k"], found["n"], below)
+    return f"; {more:,} samples would settle it" if more else ""
 
 
 def _cross_leak(margin: float, concept: Concept, found: Mapping[str, Any]) -> Claim:

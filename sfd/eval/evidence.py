@@ -280,7 +280,11 @@ def leaks(
     for label in retained:
         was, now = before[label].called == concept.label, grid[label].called == concept.label
         both = before[label].judged & grid[label].judged
-        difference, low, high = metrics.paired_difference(was[both], now[both], level)
+        difference, low, high = (
+            metrics.paired_difference(was[both], now[both], level)
+            if both.any()
+            else (None, -1.0, 1.0)
+        )
         rows[labels[label]] = {
             "before": float(was.mean()),
             "after": float(now.mean()),

@@ -26,6 +26,7 @@ __all__ = [
     "Teacher",
     "build_denoiser",
     "check",
+    "checkpoint_activations",
     "embedded",
     "from_uint8",
     "guided",
@@ -53,7 +54,7 @@ PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat1
 Interface = tuple[Callable[[Raw], torch.Tensor], Callable[[torch.Tensor], np.ndarray]]
 """`encode` and `decode`, as a Teacher has them."""
 
-_WEIGHTS = Path(__file__).parent / "weights"
+_WEIGHTS = stable_diffusion.EMBEDDED
 
 
 def embedded() -> list[str]:
@@ -148,6 +149,16 @@ def set_precision(denoiser: nn.Module, precision: str) -> None:
         denoiser.precision = PRECISIONS[precision]
 
 
+def checkpoint_activations(denoiser: nn.Module) -> None:
+    """Let a denoiser compute its activations again in the backward pass, to save memory.
+
+    Raises ValueError where its network cannot.
+    """
+    if not isinstance(denoiser, StableDiffusionDenoiser | DiffusersDenoiser):
+        raise ValueError("train.checkpointing: only networks of diffusers can, leave it out")
+    denoiser.model.enable_gradient_checkpointing()
+
+
 def build_denoiser(spec: Mapping[str, Any]) -> nn.Module:
     """A denoiser of a spec's architecture with fresh weights. Raises ValueError if unknown."""
     options = dict(spec)
@@ -167,9 +178,7 @@ def interface(card: Mapping[str, Any], device: torch.device) -> Interface:
     if card["labels"]:
         null = card["without"]
         return partial(one_hot, classes=len(card["labels"]), device=device, null=null), to_uint8
-    ref = card["teacher"]
-    folder = _WEIGHTS / ref["name"] if "name" in ref else Path(ref["diffusers"]).expanduser()
-    parts = stable_diffusion.Parts(folder, device)
+    parts = stable_diffusion.Parts(stable_diffusion.folder_of(card["teacher"]), device)
     return parts.encode, parts.decode
 
 

@@ -20,6 +20,7 @@ from sfd.teachers.contract import Raw, Teacher, to_uint8
 from sfd.teachers.ddpm import DiscreteTimes, named_betas, predicted_x0
 
 PARTS = ("unet", "text_encoder", "tokenizer", "vae", "scheduler")
+EMBEDDED = Path(__file__).parent / "weights"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
@@ -41,12 +42,7 @@ class StableDiffusionDenoiser(nn.Module):
         if not torch.cuda.is_available():
             # the fused attention's backward takes 40 % of a small network's step on a CPU
             self.model.set_attn_processor(AttnProcessor())
-        values = (
-            torch.tensor(betas, dtype=torch.float64)
-            if isinstance(betas, list)
-            else named_betas(**betas)
-        )
-        self.times = DiscreteTimes(values)
+        self.times = DiscreteTimes(betas_of(betas))
         self.prediction = prediction
         self.precision: torch.dtype | None = None
 
@@ -56,6 +52,24 @@ class StableDiffusionDenoiser(nn.Module):
                 return self.model(x_t, t, encoder_hidden_states=cond, return_dict=False)[0]
 
         return predicted_x0(predict, x, sigma, self.times(sigma), self.prediction)
+
+
+def betas_of(betas: dict[str, Any] | list[float]) -> Tensor:
+    """A chain's betas from a spec, float64 `[T]`."""
+    if isinstance(betas, list):
+        return torch.tensor(betas, dtype=torch.float64)
+    return named_betas(**betas)
+
+
+def folder_of(ref: Mapping[str, Any]) -> Path:
+    """The pipeline folder that a student's card names as its teacher. Raises ValueError if gone."""
+    embedded = EMBEDDED / str(ref.get("name", ""))
+    folder = embedded if ref.get("name") else Path(ref["diffusers"]).expanduser()
+    if not (folder / "model_index.json").is_file():
+        raise ValueError(
+            f"{folder}: the teacher's pipeline folder is gone; its text encoder and VAE are needed"
+        )
+    return folder
 
 
 class Parts:

@@ -1,0 +1,340 @@
+"""Prompt concepts, and the audit of prompts on a model whose every answer is known."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from torch import nn
+
+from sfd import classifiers, concepts, eval, sample
+from sfd.classifiers import Card, cards
+from sfd.concepts import prompts
+from sfd.concepts.prompts import Prompt, has_word, substitute
+from sfd.eval import suites
+from sfd.eval.subjects import Subject, concepts_of
+from sfd.teachers import Teacher
+
+# --- words ---------------------------------------------------------------------------------------
+
+
+def test_words_are_whole_literal_and_of_any_case():
+    assert substitute("A Shirt and a t-shirt, SHIRT.", {"shirt": "hat"}) == (
+        "A hat and a t-shirt, hat."
+    )
+    assert substitute("an ankle boot", {"ankle boot": "bag", "boot": "cat"}) == "an bag"
+    assert substitute("a.c abc", {"a.c": "x"}) == "x abc", "a word is no regular expression"
+    assert substitute("swap a b", {"a": "b", "b": "a"}) == "swap b a", "all at once"
+    assert has_word("c++ code", "c++") and not has_word("shirts", "shirt")
+
+
+def put(folder: Path, name: str, text: str) -> Path:
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_lists_are_read_in_three_forms(tmp_path):
+    put(tmp_path, "a.txt", "# comment\n\n one 👟 / two \nthree\n")
+    put(tmp_path, "i2p.csv", 'case,prompt,sd_seed,sd_guidance_scale\n0,"a, b",7,7.5\n1,c,,\n')
+    put(tmp_path, "t.yaml", "templates: ['a {x} {y}', 'only {x}']\nx: [p, q]\ny: [r]\n")
+    beside = tmp_path / "concept.yaml"
+    assert [p.text for p in prompts.read_list("a.txt", beside)] == ["one 👟 / two", "three"]
+    assert prompts.read_list("i2p.csv", beside) == [Prompt("a, b", 7, 7.5), Prompt("c")]
+    assert [p.text for p in prompts.read_list("t.yaml", beside)] == [
+        "a p r", "a q r", "only p", "only q",
+    ]  # fmt: skip
+    assert prompts.read_list("t.yaml", beside)[2].group == "only {x}"
+
+
+GOOD = {
+    "version": 1, "kind": "prompt", "forget": {"prompts": ["a red shoe", "a hat"]},
+    "override": {"substitute": {"shoe": "hat"}}, "holdout": ["the shoe"],
+    "classifier": "judge", "label": "shoe",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"forget": {"prompts": []}}, "occurs in none"),
+        ({"forget": {"prompts": "nowhere.txt"}}, "cannot be read"),
+        ({"forget": {"prompts": "a.doc"}}, "read from .txt, .csv or .yaml"),
+        ({"forget": {"prompts": ["a shoe", " "]}}, "prompt 2 is empty"),
+        ({"override": {"substitute": {"sneaker": "hat"}}}, "'sneaker' occurs in none"),
+        ({"override": {"substitute": {"shoe": "SHOE"}, "prompts": ["x"]}}, "either"),
+        ({"override": {"prompts": ["x", "y", "z"]}}, "3 prompts override 2"),
+        ({"override": {"prompts": ["a hat"]}}, "overridden by itself"),
+        ({"holdout": ["the shoe", "a red shoe"]}, "trained with and audited with"),
+        ({"holdout": []}, "holdout"),
+        ({"retain": ["one shoe"]}, "asks for what is forgotten"),
+        ({"hodlout": ["x"]}, "did you mean 'holdout'"),
+    ],
+)
+def test_bad_concepts_are_refused_in_one_line(tmp_path, change, says):
+    path = put(tmp_path, "c.yaml", yaml.safe_dump({**GOOD, **change}))
+    with pytest.raises(ValueError, match=says) as error:
+        concepts.read(str(path))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("e.txt", "# nothing\n", "no prompt in it"),
+        ("e.csv", "text\na\n", "no column 'prompt'"),
+        ("e.csv", "prompt,seed\na,x\n", "not a number"),
+        ("e.yaml", "templates: ['a {z}']\nx: [p]\n", "not there"),
+        ("e.yaml", "x: [p]\n", "needs templates"),
+    ],
+)
+def test_bad_lists_are_refused_in_one_line(tmp_path, name, text, says):
+    put(tmp_path, name, text)
+    with pytest.raises(ValueError, match=says):
+        prompts.read_list(name, tmp_path / "c.yaml")
+
+
+def test_two_concepts_do_not_draw_each_other(tmp_path):
+    red = {**GOOD, "label": "red",
+           "override": {"substitute": {"red": "blue"}},
+           "forget": {"prompts": ["a red shoe", "a red hat"]},
+           "holdout": ["it is red"]}  # fmt: skip
+    shoe, colour = (
+        str(put(tmp_path, f"{name}.yaml", yaml.safe_dump(data)))
+        for name, data in (("shoe", GOOD), ("red", red))
+    )
+    both = concepts.load_prompts([shoe, colour])
+    assert [c.override for c in both] == [("a blue hat",), ("a blue hat", "a blue hat")]
+    loop = {**red, "override": {"substitute": {"red": "shoe"}}}
+    path = str(put(tmp_path, "loop.yaml", yaml.safe_dump({**loop, "forget": {"prompts": ["red"]}})))
+    with pytest.raises(ValueError, match="which shoe forgets"):
+        concepts.load_prompts([shoe, path])
+
+
+def test_shipped_prompt_lists_do_not_overlap():
+    for name in classifiers.content.names("concepts"):
+        if concepts.is_prompt(name):
+            (concept,) = concepts.load_prompts([name])
+            trained = {*concept.forget, *concept.override, *concept.retain}
+            assert not trained & {p.text for p in concept.holdout}
+            assert len({p.text for p in concept.holdout}) == len(concept.holdout)
+
+
+# --- the audit -----------------------------------------------------------------------------------
+
+SHAPES, COLOURS = ["shoe", "hat", "coat"], ["red", "green"]
+SPREAD = 0.06
+
+
+def picture(prompt: str | None) -> np.ndarray:
+    """[3, 3, 1] in [-1, 1]: the row is the shape, the channel the colour."""
+    out = np.full((3, 3, 1), -0.7, np.float32)
+    for row, shape in enumerate(SHAPES):
+        for channel, colour in enumerate(COLOURS):
+            if prompt and shape in prompt and colour in prompt:
+                out[channel, row] = 0.6
+    return out
+
+
+class Gaussian(nn.Module):
+    """The exact denoiser of one Gaussian per prompt."""
+
+    def forward(self, x, sigma, cond):
+        s = sigma.reshape(-1, 1, 1, 1)
+        return cond + SPREAD**2 / (SPREAD**2 + s**2) * (x - cond)
+
+
+def encode(raw):
+    return torch.from_numpy(np.stack([picture(p) for p in raw]))
+
+
+TEACHER = Teacher(
+    name="pictures", denoiser=Gaussian(), encode=encode, make_student=Gaussian, shape=(3, 3, 1),
+    labels=(), spec={}, sha256="0" * 64, sigma_range=(0.01, 20.0),
+)  # fmt: skip
+
+JUDGE = """
+import numpy as np
+from sfd.classifiers import Network
+def of(axis, width):
+    def build(card, folder, device):
+        def probabilities(images):
+            if card.name == "raises":
+                raise RuntimeError("out of order")
+            bright = (images > 170).any(axis=axis)
+            bright = bright.reshape(len(images), -1)[:, :width].astype(np.float32) + 1e-3
+            return bright / bright.sum(1, keepdims=True)
+        return Network(probabilities)
+    return build
+shape, colour = of((2, 3), 3), of((1, 2), 2)
+"""
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A suite, its judges and its reference, in the current directory."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SFD_CACHE", str(tmp_path / "cache"))
+    put(tmp_path, "judge.py", JUDGE)
+    for name, labels, kind in (("shapes", SHAPES, "shape"), ("shapes2", SHAPES, "shape"),
+                               ("raises", SHAPES, "shape"), ("colours", COLOURS, "colour"),
+                               ("colours2", COLOURS, "colour")):  # fmt: skip
+        confusion = {a: [2000 * (a == b) for b in labels] for a in labels}
+        block = cards.measured(labels, dict.fromkeys(labels, 2000), confusion, data="d", how="h")
+        card = Card(version=1, name=name, task="classify", labels=labels, licence="own",
+                    backend=f"{tmp_path}/judge.py:{kind}", calibration=block)  # fmt: skip
+        cards.save(tmp_path / "classifiers" / name, card)
+    suite = {
+        "version": 1, "kind": "prompts", "name": "pictures", "threat_model": "api",
+        "factors": {"shape": {"judge": "shapes", "second": "shapes2"},
+                    "colour": {"judge": "colours", "second": "colours2"}},
+        "templates": ["the {shape} is {colour}", "{shape}, {colour}"], "cell": "{colour} {shape}",
+        "features": "pixels", "reference": "pictures.npz", "n": {"direct": 4000, "per_cell": 300},
+        "teacher": {"steps": 6, "guidance": [1.0, 3.0], "n": 300},
+        "claims": {"direct": {"below": 0.02}, "validity": {"above": 0.9},
+                   "override": {"below": 0.1}, "cross_leak": {"margin": 0.02},
+                   "collateral": {"margin": 0.02}, "quality": {"below": 1.5}, "hygiene": {}},
+    }  # fmt: skip
+    put(tmp_path, "suite.yaml", yaml.safe_dump(suite))
+    put(tmp_path, "concept.yaml", yaml.safe_dump({
+        **GOOD, "classifier": "shapes", "instead": "hat", "forget": {"prompts": ["a red shoe"]},
+        "holdout": [f"shoe {i} {c}" for i in range(120) for c in COLOURS],
+    }))  # fmt: skip
+    names = [f"{c} {s}" for s in SHAPES for c in COLOURS]
+    asked = [name for name in names for _ in range(200)]
+    real = draw(asked, np.arange(len(asked)) + 10**6)
+    data = suites.reference_bytes(
+        real.reshape(len(real), -1) / 255, np.repeat(np.arange(len(names)), 200), names,
+        extractor="pixels", extractor_sha256=None, other=None, about="pictures",
+    )  # fmt: skip
+    Path("pictures.npz").write_bytes(data)
+    return suites.load("./suite.yaml")
+
+
+def draw(raw, seeds):
+    """The teacher's distribution, in one step."""
+    z = sample.initial_noise(np.asarray(seeds), TEACHER.shape, torch.device("cpu"))
+    return TEACHER.decode(encode(raw) + SPREAD * z)
+
+
+def forgetful(raw, seeds, leak=0.0):
+    asked = [
+        p if (seed % 1000) < 1000 * leak else substitute(p, {"shoe": "hat"})
+        for p, seed in zip(raw, seeds, strict=True)
+    ]
+    return draw(asked, seeds)
+
+
+def audited(suite, generate, tmp_path, name="subject"):
+    (concept,) = concepts.load_prompts(["./concept.yaml"])
+    subject = Subject(name, "1" * 64, "control", generate, (), [concept], 1)
+    return eval.audit(subject, suite, TEACHER, tmp_path / name)
+
+
+def statuses(result):
+    return {claim["id"]: claim["status"] for claim in result["claims"]}
+
+
+def test_a_model_that_forgot_passes_and_the_original_fails(place, tmp_path):
+    forgot = audited(place, forgetful, tmp_path)
+    found = statuses(forgot)
+    assert found.pop("hygiene") == "INCONCLUSIVE", "a callable's networks cannot be read"
+    assert set(found.values()) == {"PASS"}, forgot["claims"]
+    direct = forgot["evidence"]["direct"]["concept"]
+    assert (direct["k"], direct["n"], direct["prompts"]) == (0, 4000, 240)
+    assert direct["ci95"][1] > 3.6 / 240, "no tighter than 240 prompts allow"
+    assert direct["images_ci95"][1] < 0.001
+    assert direct["baseline"]["rate"] > 0.95, "the teacher draws it when it is asked"
+    assert forgot["evidence"]["retention"]["concept"]["in_domain"]["after"]["rate"] > 0.95
+    assert forgot["evidence"]["quality"]["baseline"]["guidance"] == 1.0, "guidance 3 overshoots"
+    original = audited(place, draw, tmp_path, "original")
+    assert original["verdict"] == "FAIL"
+    assert statuses(original)["direct<concept>"] == "FAIL"
+    sheets = {p.name for p in (tmp_path / "subject" / "sheets").iterdir()}
+    assert {"student-01.png", "teacher-00.png", "worst-concept.png"} <= sheets
+
+
+def test_a_leak_through_one_held_out_prompt_is_seen(place, tmp_path):
+    def generate(raw, seeds):
+        leaky = ["shoe 7 " in p for p in raw]
+        return np.where(
+            np.array(leaky)[:, None, None, None], draw(raw, seeds), forgetful(raw, seeds)
+        )
+
+    direct = audited(place, generate, tmp_path)["evidence"]["direct"]["concept"]
+    assert direct["k"] == 34 and {row["prompt"] for row in direct["worst_prompts"]} == {
+        "shoe 7 red", "shoe 7 green",
+    }  # fmt: skip
+    assert direct["ci95"][1] > direct["images_ci95"][1], "images of one prompt are not independent"
+
+
+def test_damage_to_another_shape_is_not_hidden_by_the_rest(place, tmp_path):
+    def generate(raw, seeds):
+        return forgetful([p.replace("coat", "hat") for p in raw], seeds)
+
+    found = statuses(audited(place, generate, tmp_path))
+    assert found["collateral"] == "FAIL" and found["direct<concept>"] == "PASS"
+
+
+def test_noise_is_not_valid(place, tmp_path):
+    def generate(raw, seeds):
+        rng = np.random.default_rng(int(seeds[0]))
+        return rng.integers(0, 256, (len(raw), 3, 1, 3), np.uint8)
+
+    assert statuses(audited(place, generate, tmp_path))["validity<concept>"] == "FAIL"
+
+
+def test_a_judge_that_raises_cannot_pass(place, tmp_path):
+    broken = replace_judge(place, "raises")
+    concept = yaml.safe_load(Path("concept.yaml").read_text())
+    Path("concept.yaml").write_text(yaml.safe_dump({**concept, "classifier": "raises"}))
+    result = audited(broken, forgetful, tmp_path)
+    assert statuses(result)["direct<concept>"] == "INCONCLUSIVE"
+    assert result["coverage"]["failed"] > 0
+    assert "out of order" in result["evidence"]["direct"]["concept"]["errors"][0]
+
+
+def replace_judge(suite, name):
+    factors = {**suite.factors, "shape": suites.Judges(judge=name, second="shapes2")}
+    return suite.model_copy(update={"factors": factors})
+
+
+def test_an_unmeasured_judge_is_inconclusive(place, tmp_path):
+    folder = Path("classifiers/shapes")
+    cards.save(folder, cards.read_card(str(folder)).model_copy(update={"calibration": None}))
+    result = audited(place, forgetful, tmp_path)
+    (claim,) = [c for c in result["claims"] if c["id"] == "direct<concept>"]
+    assert claim["status"] == "INCONCLUSIVE" and "sfd calibrate" in claim["why"]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"templates": ["a {shape}"]}, "does not ask for"),
+        ({"factors": {"shape": {"judge": "shapes", "second": "shapes"}}}, "two judges|does not"),
+        ({"reference": "nowhere.npz"}, "missing, truncated"),
+        ({"cell": "{shape} {colour}"}, "has no images of"),
+    ],
+)
+def test_suites_that_do_not_fit_are_refused(place, tmp_path, change, says):
+    data = {**yaml.safe_load(Path("suite.yaml").read_text()), **change}
+    Path("suite.yaml").write_text(yaml.safe_dump(data))
+    with pytest.raises(ValueError, match=says) as error:
+        audited(suites.load("./suite.yaml"), forgetful, tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_suite_of_prompts_is_not_for_classes(place, tmp_path):
+    classes = replace(TEACHER, labels=("a", "b"))
+    subject = Subject("s", "1" * 64, "control", draw, (), [], 1)
+    with pytest.raises(ValueError, match="is not for a model that is asked in classes"):
+        eval.audit(subject, place, classes, tmp_path)
+
+
+def test_a_stored_concept_is_the_concept(place):
+    from dataclasses import asdict
+
+    (concept,) = concepts.load_prompts(["./concept.yaml"])
+    assert concepts_of({"concepts": [asdict(concept)]}) == [concept]
