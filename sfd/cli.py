@@ -269,13 +269,18 @@ def audit(
 
 
 @app.command()
-def plan(recipe: str, overrides: Overrides = None, as_json: AsJson = False) -> None:
+def plan(
+    recipe: str,
+    overrides: Overrides = None,
+    device: Annotated[str, typer.Option(help="Plan for cuda or cpu, here or not.")] = "cuda",
+    as_json: AsJson = False,
+) -> None:
     """Bytes that a recipe's training holds by role, before anything is loaded."""
     import json
 
     from sfd import configs, verbs
 
-    roles = verbs.plan_run(configs.load(recipe, overrides or []))
+    roles = verbs.plan_run(configs.load(recipe, overrides or []), cuda=device == "cuda")
     if as_json:
         say(json.dumps(roles, indent=1))
         return

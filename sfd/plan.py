@@ -5,6 +5,7 @@ and types and allocates nothing.
 """
 
 import copy
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from sfd import checkpoints, forgetting, schedules, teachers, train
 from sfd.forgetting import Batch
@@ -63,6 +66,36 @@ def stable_diffusion_shape(folder: Path, t_init: int | None) -> Shape:
     return Shape(spec, x, (text["max_position_embeddings"], width), sigma_init)
 
 
+class Peak(TorchDispatchMode):
+    """Counts the bytes of tensors made inside it: alive now, and at most at once."""
+
+    def __init__(self):
+        super().__init__()
+        self.alive: dict[int, int] = {}
+        self.now = self.most = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor):
+                self._made(tensor.untyped_storage())
+        return out
+
+    def _made(self, storage: Any) -> None:
+        key = storage._cdata
+        if key in self.alive or storage.nbytes() == 0:
+            return
+        self.alive[key] = storage.nbytes()
+        self.now += storage.nbytes()
+        self.most = max(self.most, self.now)
+        weakref.finalize(storage, self._gone, key)
+
+    def _gone(self, key: int) -> None:
+        self.now -= self.alive.pop(key)
+
+
 def memory(
     shape: Shape,
     phases: Sequence[Phase],
@@ -73,18 +106,21 @@ def memory(
     guidance: Mapping[str, float],
     adapters: Mapping[str, Any] | None,
     checkpointing: bool,
+    fused: bool = False,
 ) -> dict[str, int]:
     """Bytes by role of a training run on one device, text encoder and VAE left out.
 
     `teacher`, `student`, `fake`, `ema` (in LoRA mode what each adds to the shared base),
-    `optimizers` (Adam's two moments), `gradients` (of the larger phase; only one is held at a
-    time), `activations` (what the larger phase keeps for its backward pass: exact without
-    checkpointing, without the part that is computed again with it) and their sum `total`.
-    Allocator, kernels' workspaces and the batch itself come on top.
+    `optimizers` (Adam's two moments), `gradients` (of the larger network: only one learns at a
+    time), `activations` (whatever else is alive at the worst moment of two whole steps) and their
+    sum, `total`. `fused` plans for fused attention kernels, as CUDA has them. What an allocator
+    and kernels' workspaces take comes on top.
     """
     # adapters are put in on the meta device; FakeTensorMode cannot convert their modules
     with torch.device("meta"):
         base = teachers.build_denoiser(dict(shape.spec)).eval().requires_grad_(False)
+        if fused:
+            teachers.fuse_attention(base)
         if checkpointing:
             teachers.checkpoint_activations(base)
         if adapters is None:
@@ -99,14 +135,8 @@ def memory(
             name: [p for p in net.parameters() if p.requires_grad]
             for name, net in (("student", student), ("fake", fake))
         }
-        kept = {}
-        for phase in phases:
-            for name, parameters in learned.items():
-                for p in parameters:
-                    p.requires_grad_(name in phase.learns)
-            kept[phase.name] = _saved(
-                shape, phase, base, student, fake, batch // accumulate, guidance
-            )
+        with Peak() as peak:
+            _two_steps(shape, phases, base, student, fake, learned, batch, accumulate, guidance)
         shared = {id(p) for p in base.parameters()}
         own = {
             name: _bytes([p for p in net.parameters() if id(p) not in shared])
@@ -119,8 +149,8 @@ def memory(
             "ema": weights["student"],
             "optimizers": 2 * sum(weights.values()),
             "gradients": max(weights.values()),
-            "activations": max(kept.values()),
         }
+        roles["activations"] = max(0, peak.most - roles["optimizers"] - roles["gradients"])
     return {**roles, "total": sum(roles.values())}
 
 
@@ -146,23 +176,20 @@ def _bytes(tensors: Sequence[Tensor]) -> int:
     return sum(t.numel() * t.element_size() for t in tensors)
 
 
-def _saved(
+def _two_steps(
     shape: Shape,
-    phase: Phase,
+    phases: Sequence[Phase],
     base: nn.Module,
     student: nn.Module,
     fake: nn.Module,
-    rows: int,
+    learned: Mapping[str, Sequence[nn.Parameter]],
+    batch: int,
+    accumulate: int,
     guidance: Mapping[str, float],
-) -> int:
-    """Bytes that autograd keeps for one phase's backward pass; parameters are not counted."""
+) -> None:
+    """What `train.train` does to the networks, twice: the second time Adam's moments are there."""
+    rows = batch // accumulate
     null = torch.zeros(1, *shape.cond)
-    networks = {
-        "student": student,
-        "fake": teachers.guided(
-            fake, null, guidance["train" if "fake" in phase.learns else "fake"]
-        ),
-    }
     teacher = Teacher(
         name="plan",
         denoiser=teachers.guided(base, null, guidance["target"]),
@@ -174,28 +201,29 @@ def _saved(
         sha256="",
         sigma_init=shape.sigma_init,
     )
-    raw = [None] * rows
-    ones = torch.ones(rows)
+    raw, ones = [None] * rows, torch.ones(rows)
     drawn = Batch(raw, raw, raw, torch.zeros(rows, dtype=torch.bool), ones, ones)
     draw = Draw(
         normal=lambda purpose: torch.randn(rows, *shape.x),
         uniform=lambda purpose: torch.rand(rows, dtype=torch.float64),
     )
     rule = forgetting.none(teacher, [])
-    constant = {
-        t.untyped_storage()._cdata for net in (base, student, fake) for t in net.parameters()
+    optimizers = {
+        name: torch.optim.Adam(parameters, betas=(0.0, 0.999))
+        for name, parameters in learned.items()
     }
-    seen: dict[int, int] = {}
-    held: list[Any] = []
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in constant and storage._cdata not in seen:
-            seen[storage._cdata] = storage.nbytes()
-            held.append(storage)  # alive, or another would take its number
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        losses, _ = train.call(phase, teacher, rule, networks, drawn, draw, {})
-        assert losses.shape == (rows,)
-    return sum(seen.values())
+    for _ in range(2):
+        memos: list[dict[str, Tensor]] = [{} for _ in range(accumulate)]
+        for phase in phases:
+            for name, parameters in learned.items():
+                for p in parameters:
+                    p.requires_grad_(name in phase.learns)
+            k = guidance["train" if "fake" in phase.learns else "fake"]
+            networks = {"student": student, "fake": teachers.guided(fake, null, k)}
+            for memo in memos:
+                losses, _ = train.call(phase, teacher, rule, networks, drawn, draw, memo)
+                (losses.sum() / batch).backward()
+                del losses
+            for name in phase.learns:
+                optimizers[name].step()
+                optimizers[name].zero_grad(set_to_none=True)

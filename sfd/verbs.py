@@ -164,7 +164,7 @@ def _write_sheet(drawn: Sequence[np.ndarray], out: Path, n: int) -> None:
 # --- plans ---------------------------------------------------------------------------------------
 
 
-def plan_run(recipe: configs.Recipe) -> dict[str, int]:
+def plan_run(recipe: configs.Recipe, *, cuda: bool = False) -> dict[str, int]:
     """Bytes by role that a recipe's training holds; nothing is loaded. See `plan.memory`."""
     shape = plan.shape_of(recipe.teacher.model_dump())
     numbers = recipe.train
@@ -177,6 +177,7 @@ def plan_run(recipe: configs.Recipe) -> dict[str, int]:
         guidance=recipe.guidance.model_dump(),
         adapters=numbers.lora.model_dump() if numbers.lora else None,
         checkpointing=numbers.checkpointing,
+        fused=cuda,
     )
 
 

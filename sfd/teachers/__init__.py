@@ -29,6 +29,7 @@ __all__ = [
     "checkpoint_activations",
     "embedded",
     "from_uint8",
+    "fuse_attention",
     "guided",
     "interface",
     "load",
@@ -157,6 +158,14 @@ def checkpoint_activations(denoiser: nn.Module) -> None:
     if not isinstance(denoiser, StableDiffusionDenoiser | DiffusersDenoiser):
         raise ValueError("train.checkpointing: only networks of diffusers can, leave it out")
     denoiser.model.enable_gradient_checkpointing()
+
+
+def fuse_attention(denoiser: nn.Module) -> None:
+    """Let a text-to-image denoiser use PyTorch's fused attention, as it does where CUDA is."""
+    if isinstance(denoiser, StableDiffusionDenoiser):
+        from diffusers.models.attention_processor import AttnProcessor2_0
+
+        denoiser.model.set_attn_processor(AttnProcessor2_0())
 
 
 def build_denoiser(spec: Mapping[str, Any]) -> nn.Module:
