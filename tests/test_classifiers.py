@@ -15,7 +15,16 @@ from sfd.classifiers import Card, Classifier, Network, timm_models
 NAMES = ["dark", "left", "right"]
 TINY = {"stem_type": "deep", "stem_width": 8, "channels": [8, 8, 8, 16], "layers": [1, 1, 1, 1]}
 STORED = Path(__file__).parent / "data" / "digits-classifiers.json"
-LEAST_ACCURACY = {"digits": 0.986, "digits-second": 0.986, "digits-features": 0.985}
+LEAST_ACCURACY = {
+    "digits": 0.986,
+    "digits-second": 0.986,
+    "digits-features": 0.985,
+    "fashion-text-garment": 0.91,  # tinted, which darkens them
+    "fashion-text-garment-second": 0.91,
+    "fashion-text-features": 0.86,  # of 80 pairs
+    "fashion-text-colour": 0.999,
+    "fashion-text-colour-second": 0.999,
+}
 
 
 @pytest.fixture(autouse=True)

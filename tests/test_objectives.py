@@ -309,7 +309,7 @@ def test_batch_loss_is_the_weighted_sum_over_the_batch_size(tmp_path, monkeypatc
     concept = Concept("a", 0, "a", {1: 1.0}, "none")
     rule = forgetting.override(teacher, [concept])
     phases = objectives.TABLE["sid"].phases(sigma_init=2.5, reuse=False)
-    student, fake = teacher.make_student(), teacher.make_student()
+    student, fake = (teacher.make_student().requires_grad_(True) for _ in range(2))
     torch.manual_seed(1)
     for p in fake.parameters():
         p.data.add_(0.1 * torch.randn_like(p))
