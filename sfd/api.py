@@ -52,11 +52,20 @@ def audit(
     suite: str | None = None,
     out: str | Path | None = None,
     device: str | None = None,
+    gold: str | Path | None = None,
+    attack_images: str | None = None,
 ) -> dict[str, Any]:
-    """Audit a run folder or a student's file; audit.json's content, also left in `out`."""
+    """Audit a run folder or a student's file; audit.json's content, also left in `out`.
+
+    Where the suite attacks, `gold` is the run of a student that never knew the concepts, and
+    `attack_images` are an attacker's labelled images.
+    """
     path = Path(path)
     folder = Path(out) if out else path if path.is_dir() else path.parent / f"{path.stem}-audit"
     where = jobs.device_of(device)
-    result = verbs.audit_file(path, suite, folder, device=where, progress=_quiet)
+    result = verbs.audit_file(
+        path, suite, folder, device=where, progress=_quiet,
+        gold=Path(gold) if gold else None, attack_images=attack_images,
+    )  # fmt: skip
     report.write(folder)
     return result

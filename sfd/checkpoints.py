@@ -21,15 +21,25 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a safetensors file. Raises ValueError if missing or truncated."""
+    return _read(path, tensors=True)
+
+
+def _read(path: Path, *, tensors: bool) -> tuple[dict[str, Tensor], dict[str, str]]:
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
         raise ValueError(f"{path}: no such weights file")
     try:
         with safe_open(path, framework="pt") as file:
-            return {k: file.get_tensor(k) for k in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+            names = file.keys() if tensors else ()
+            return {k: file.get_tensor(k) for k in names}, dict(file.metadata() or {})
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path}: truncated or not a safetensors file: {error}") from None
+
+
+def read_meta(path: Path) -> dict[str, str]:
+    """Metadata alone of a safetensors file. Raises ValueError if missing or truncated."""
+    return _read(path, tensors=False)[1]
 
 
 def halved(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -191,42 +191,47 @@ def sample(
     student: str,
     out: str,
     labels: Annotated[str, typer.Option(help="Comma-separated labels, or 'all'.")] = "all",
-    n: Annotated[int, typer.Option(min=1, help="Images of each label.")] = 16,
+    prompt: Annotated[list[str] | None, typer.Option(help="Of a text-to-image student.")] = None,
+    prompts: Annotated[str | None, typer.Option(help="A list: .txt, .csv or .yaml.")] = None,
+    n: Annotated[int, typer.Option(min=1, help="Images of each label or prompt.")] = 16,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     device: Device = None,
 ) -> None:
-    """Draw images of a student (a run folder or its file) into class folders, with a sheet."""
-    import numpy as np
+    """Draw images of a student (a run folder or its file), with a sheet.
 
-    from sfd import content, images, jobs
+    Labels go into class folders; prompts into one folder with a metadata.jsonl.
+    """
+    from sfd import jobs, verbs
     from sfd import sample as samplers
 
     generator = samplers.load(student, str(jobs.device_of(device)))
-    names = generator.labels
-    asked = names if labels == "all" else labels.split(",")
-    for name in asked:
-        if name not in names:
-            raise ValueError(f"no label {name!r}{content.did_you_mean(name, names)}")
-    drawn = []
-    for name in asked:
-        seeds = np.arange(seed, seed + n)
-        pictures = generator.sample([names.index(name)] * n, seeds)
-        for number, picture in zip(seeds, pictures, strict=True):
-            folder = Path(out) / name.replace("/", "_")
-            content.write_atomic(folder / f"{number:08d}.png", images.png_bytes(picture))
-        drawn.append(pictures[:16])
-    sheet = images.sheet(np.concatenate(drawn), columns=min(n, 16), scale=2)
-    content.write_atomic(Path(out) / "sheet.png", images.png_bytes(sheet))
-    say(f"{len(asked) * n} images of {len(asked)} labels in {out}; {Path(out) / 'sheet.png'}")
+    if generator.labels:
+        if prompt or prompts:
+            raise ValueError(f"{student}: is asked in classes: use --labels")
+        count = verbs.sample_labels(generator, labels, Path(out), n=n, seed=seed)
+    else:
+        asked = verbs.prompts_of(prompt or [], prompts)
+        count = verbs.sample_prompts(generator, asked, Path(out), n=n, seed=seed)
+    say(f"{count} images in {out}; {Path(out) / 'sheet.png'}")
 
 
 @app.command()
 def audit(
-    subject: Annotated[str, typer.Argument(help="A run folder or a student's file.")] = "",
+    subject: Annotated[
+        str, typer.Argument(help="A run folder, a student's file, an exported pipeline.")
+    ] = "",
     suite: Annotated[str | None, typer.Option(help="Default: the run's own.")] = None,
     controls: Annotated[
         str | None, typer.Option(help="Build and audit the known answers of this recipe.")
     ] = None,
+    gold: Annotated[
+        str | None, typer.Option(help="Run of a student that never knew it, for attacks.")
+    ] = None,
+    attack_images: Annotated[
+        str | None, typer.Option(help="An attacker's labelled images, or 'teacher'.")
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Of a pipeline.")] = 1,
+    guidance: Annotated[float, typer.Option(min=0, help="Of a pipeline.")] = 0.0,
     plan: Annotated[
         str | None, typer.Option(help="How many samples this suite or recipe needs; draws none.")
     ] = None,
@@ -256,9 +261,28 @@ def audit(
         folder = Path(out) if out else Path(subject)
         if folder.is_file():
             folder = folder.parent / f"{folder.stem}-audit"
-        result = verbs.audit_file(Path(subject), suite, folder, device=where, progress=progress)
+        result = verbs.audit_file(
+            Path(subject), suite, folder, device=where, progress=progress,
+            gold=Path(gold) if gold else None, attack_images=attack_images,
+            steps=steps, guidance=guidance,
+        )  # fmt: skip
     _conclude(result, folder, as_json)
     raise typer.Exit(jobs.code_of(result))
+
+
+@app.command()
+def plan(recipe: str, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Bytes that a recipe's training holds by role, before anything is loaded."""
+    import json
+
+    from sfd import configs, verbs
+
+    roles = verbs.plan_run(configs.load(recipe, overrides or []))
+    if as_json:
+        say(json.dumps(roles, indent=1))
+        return
+    for role, size in roles.items():
+        say(f"{role:12} {size / 2**30:9.3f} GiB")
 
 
 @app.command()
@@ -392,7 +416,7 @@ def reference(
 
 @app.command()
 def ls(as_json: AsJson = False) -> None:
-    """List recipes, concepts, classifiers, suites, teachers, objectives and rules."""
+    """List recipes, concepts, classifiers, suites, teachers, objectives, rules and attacks."""
     from sfd import verbs
 
     _print_yaml(verbs.listing(), as_json)

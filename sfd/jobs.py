@@ -120,14 +120,19 @@ def prepare(name: str, recipe: Recipe, device: torch.device) -> Job:
     rule = _built(build_rule, f"forgetting.options ({plan.rule})", plan.options, target, found)
     if found and not plan.share:
         raise ValueError("forgetting.share is 0, so no image would ever forget: raise it")
+    phases = phases_of(recipe, teacher.sigma_init)
+    suite = suites.load(recipe.audit.suite, recipe.audit.n) if recipe.audit else None
+    return Job(name, recipe, teacher, found, retained, rule, phases, suite,
+               configs.sha256(recipe))  # fmt: skip
+
+
+def phases_of(recipe: Recipe, sigma_init: float) -> tuple[Phase, ...]:
+    """The phases of a recipe's objective. Raises ValueError on an option that it does not take."""
     objective = recipe.objective
     entry = plugins.resolve(objectives.TABLE, objective.name, "objectives")
-    build_phases = entry.phases if isinstance(entry, objectives.Objective) else entry
-    options = {**objective.options(), "sigma_init": teacher.sigma_init}
-    phases = _built(build_phases, f"objective ({objective.name})", options)
-    suite = suites.load(recipe.audit.suite, recipe.audit.n) if recipe.audit else None
-    return Job(name, recipe, teacher, found, retained, rule, tuple(phases), suite,
-               configs.sha256(recipe))  # fmt: skip
+    build = entry.phases if isinstance(entry, objectives.Objective) else entry
+    options = {**objective.options(), "sigma_init": sigma_init}
+    return tuple(_built(build, f"objective ({objective.name})", options))
 
 
 def notes(recipe: Recipe) -> tuple[str, ...]:
@@ -399,13 +404,42 @@ def audit_subject(
     *,
     device: torch.device,
     progress: Progress,
+    gold: Path | None = None,
     controls: Sequence[dict[str, Any]] = (),
 ) -> dict[str, Any]:
-    """`eval.audit`, with the teacher as it is for sampling: in float32."""
+    """`eval.audit`, with the teacher as it is for sampling: in float32.
+
+    `gold` is the run folder or file of a student that never knew the concepts; by default the
+    finished run of `<teacher>-gold`, if it is there and the suite attacks.
+    """
     teachers.set_precision(teacher.denoiser, "fp32")
+    attacked = isinstance(suite, suites.Suite) and suite.attacks
+    rival = _gold_of(subject, teacher, gold, device) if attacked else None
     return audit(
-        subject, suite, teacher, folder, device=str(device), controls=controls, progress=progress
-    )
+        subject, suite, teacher, folder, device=str(device), gold=rival, controls=controls,
+        progress=progress,
+    )  # fmt: skip
+
+
+def _gold_of(
+    subject: Subject, teacher: Teacher, path: Path | None, device: torch.device
+) -> Subject | None:
+    """The gold's student. Raises ValueError if `path` names one that does not fit."""
+    if path is None:
+        name = f"{teacher.name}-gold"
+        if name not in content.names("configs"):
+            return None
+        path = folder_of(name, configs.load(name))
+        if not (path / "student.safetensors").is_file():
+            return None
+    gold = of_student(path, str(device), [])
+    if list(gold.labels) != list(subject.labels):
+        raise ValueError(f"{path}: the gold's labels {gold.labels} are not the subject's")
+    asked = [c for c in subject.concepts if isinstance(c, Concept)]
+    knew = [c.label_name for c in asked if c.label not in gold.without]
+    if knew:
+        raise ValueError(f"{path}: was taught {', '.join(knew)}, so it is no gold to compare with")
+    return gold
 
 
 __all__ = ["CODES", "Job", "audit_subject", "device_of", "folder_of", "lineage",

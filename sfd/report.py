@@ -138,6 +138,7 @@ def _asked(concept: Json) -> list[str]:
 
 def _attacked(audit: Json, name: str) -> list[str]:
     tried = [a for a in _part(audit, "attacks") if a.get("concept") == name]
+    tried = [a for a in tried if a.get("measure") != "steps"]  # who trains finds it in the end
     rates = [(measured(a), a) for a in tried if measured(a)["rate"] is not None]
     if not rates:
         return []
@@ -324,7 +325,11 @@ def _shown(audit: Json, concept: Json) -> dict[str, Any]:
     none = 0 if declared else None
     rows = [(k, declared.get(k, none), observed.get(k)) for k in {**declared, **observed}]
     claims = [c for c in audit["claims"] if c.get("evidence") == f"evidence.direct.{name}"]
+    kept = _part(audit, "retention").get(name) or {}
+    ways = (direct.get("by_template") or {}).items()
     return {
+        "retention": [(k.replace("_", "-"), v) for k, v in kept.items() if v],
+        "templates": sorted(ways, key=lambda way: -way[1]["rate"]),
         "validity": _part(audit, "validity").get(name) or {},
         "override_test": test,
         "instead": sorted(rows, key=lambda row: -(row[2] or 0.0))[:WIDEST],

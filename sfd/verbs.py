@@ -1,5 +1,6 @@
 """The verbs beside the main job: audits of files, controls, references, listings, checks."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import numpy as np
 import torch
 
 from sfd import (
+    attacks,
     checkpoints,
     classifiers,
     concepts,
@@ -18,20 +20,53 @@ from sfd import (
     images,
     jobs,
     objectives,
+    plan,
     plugins,
     teachers,
 )
 from sfd.eval import planning, suites
-from sfd.eval.subjects import Subject, of_noise, of_student, of_teacher
+from sfd.eval.subjects import (
+    Subject,
+    concepts_of,
+    of_noise,
+    of_pipeline,
+    of_student,
+    of_teacher,
+)
 from sfd.jobs import Job, Progress, Say
+from sfd.sample import Student
 from sfd.teachers import Teacher
 
 
 def audit_file(
-    path: Path, suite: str | None, folder: Path, *, device: torch.device, progress: Progress
+    path: Path,
+    suite: str | None,
+    folder: Path,
+    *,
+    device: torch.device,
+    progress: Progress,
+    gold: Path | None = None,
+    attack_images: str | None = None,
+    steps: int = 1,
+    guidance: float = 0.0,
 ) -> dict[str, Any]:
-    """Audit a run folder or a student's file by a suite (default: the run's own)."""
-    subject = of_student(path, str(device))
+    """Audit a run folder, a student's file or an exported pipeline by a suite (the run's own).
+
+    `gold` is what attacks are compared with (default: the run of `<teacher>-gold`, if it is there),
+    `attack_images` an attacker's labelled images instead of the suite's. A pipeline is sampled by
+    its own scheduler in `steps` with `guidance`.
+    """
+    if (path / "model_index.json").is_file():
+        card = checkpoints.read_json(path / "sfd.json")
+        subject = of_pipeline(
+            path, concepts_of(card), device=str(device), steps=steps, guidance=guidance
+        )
+    else:
+        if steps != 1 or guidance:
+            raise ValueError(f"{path}: a student makes one step; steps and guidance are for a"
+                             " pipeline folder (`sfd export diffusers`)")  # fmt: skip
+        card = _card_of(path)
+        subject = of_student(path, str(device))
     stored = path / "recipe.yaml"
     plan: Mapping[str, int] = {}
     if suite is None:
@@ -39,24 +74,110 @@ def audit_file(
         if recipe is None or recipe.audit is None:
             raise ValueError(f"{path}: names no suite; say --suite NAME")
         suite, plan = recipe.audit.suite, recipe.audit.n
-    teacher = _teacher_of(path, device)
+    teacher = _teacher_of(path, card, device)
     chosen = suites.load(suite, plan)
-    return jobs.audit_subject(subject, chosen, teacher, folder, device=device, progress=progress)
+    attacked = isinstance(chosen, suites.Suite) and chosen.attacks
+    if (gold or attack_images) and not attacked:
+        raise ValueError(
+            f"suite {chosen.name} has no attacks: leave --gold and --attack-images out"
+        )
+    if attack_images is not None:
+        chosen = chosen.model_copy(update={"attack_images": attack_images})
+    return jobs.audit_subject(
+        subject, chosen, teacher, folder, device=device, progress=progress, gold=gold
+    )
 
 
-def _teacher_of(path: Path, device: torch.device) -> Teacher:
-    """The original teacher of a student, as its card names it; its weights must be the same."""
+def _card_of(path: Path) -> dict[str, Any]:
+    """The card of a student's file or run folder."""
     file = path / "student.safetensors" if path.is_dir() else path
-    _, meta = checkpoints.read_tensors(file)
-    ref = dict(checkpoints.read_card(meta, str(file))["teacher"])
+    return checkpoints.read_card(checkpoints.read_meta(file), str(file))
+
+
+def _teacher_of(path: Path, card: Mapping[str, Any], device: torch.device) -> Teacher:
+    """The original teacher of a student, as its card names it; its weights must be the same."""
+    ref = dict(card["teacher"])
     expected = ref.pop("sha256")
     teacher = teachers.load(**ref, device=device)
     if teacher.sha256 != expected:
         raise ValueError(
-            f"{file}: was distilled from a teacher {expected[:12]}..., the one here is"
+            f"{path}: was distilled from a teacher {expected[:12]}..., the one here is"
             f" {teacher.sha256[:12]}...: put the original back, nothing can stand in for it"
         )
     return teacher
+
+
+# --- samples -------------------------------------------------------------------------------------
+
+
+def sample_labels(student: Student, labels: str, out: Path, *, n: int, seed: int) -> int:
+    """Draw `n` images of each of the comma-separated labels (or 'all'); how many in all."""
+    names = student.labels
+    asked = names if labels == "all" else labels.split(",")
+    for name in asked:
+        if name not in names:
+            raise ValueError(f"no label {name!r}{content.did_you_mean(name, names)}")
+    drawn = []
+    for name in asked:
+        seeds = np.arange(seed, seed + n)
+        pictures = student.sample([names.index(name)] * n, seeds)
+        for number, picture in zip(seeds, pictures, strict=True):
+            folder = out / name.replace("/", "_")
+            content.write_atomic(folder / f"{number:08d}.png", images.png_bytes(picture))
+        drawn.append(pictures[:16])
+    _write_sheet(drawn, out, n)
+    return len(asked) * n
+
+
+def prompts_of(given: Sequence[str], source: str | None) -> list[str]:
+    """Prompts from the command line and from a list. Raises ValueError if there are none."""
+    asked = [*given, *(concepts.read_prompts(source) if source else [])]
+    if not asked:
+        raise ValueError("this student is asked in words: give --prompt TEXT or --prompts FILE")
+    return asked
+
+
+def sample_prompts(
+    student: Student, prompts: Sequence[str], out: Path, *, n: int, seed: int
+) -> int:
+    """Draw `n` images of each prompt, numbered, with a metadata.jsonl; how many in all."""
+    drawn, lines = [], []
+    for row, prompt in enumerate(prompts):
+        seeds = np.arange(seed, seed + n)
+        pictures = student.sample([prompt] * n, seeds)
+        for number, picture in zip(seeds, pictures, strict=True):
+            name = f"{row:05d}-{number:08d}.png"
+            content.write_atomic(out / name, images.png_bytes(picture))
+            lines.append({"file_name": name, "text": prompt, "seed": int(number)})
+        drawn.append(pictures[:16])
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    content.write_atomic(out / "metadata.jsonl", text)
+    _write_sheet(drawn, out, n)
+    return len(lines)
+
+
+def _write_sheet(drawn: Sequence[np.ndarray], out: Path, n: int) -> None:
+    sheet = images.sheet(np.concatenate(drawn), columns=min(n, 16), scale=2)
+    content.write_atomic(out / "sheet.png", images.png_bytes(sheet))
+
+
+# --- plans ---------------------------------------------------------------------------------------
+
+
+def plan_run(recipe: configs.Recipe) -> dict[str, int]:
+    """Bytes by role that a recipe's training holds; nothing is loaded. See `plan.memory`."""
+    shape = plan.shape_of(recipe.teacher.model_dump())
+    numbers = recipe.train
+    return plan.memory(
+        shape,
+        jobs.phases_of(recipe, shape.sigma_init),
+        batch=numbers.batch,
+        accumulate=numbers.accumulate,
+        precision=numbers.precision,
+        guidance=recipe.guidance.model_dump(),
+        adapters=numbers.lora.model_dump() if numbers.lora else None,
+        checkpointing=numbers.checkpointing,
+    )
 
 
 # --- controls ------------------------------------------------------------------------------------
@@ -69,7 +190,8 @@ def run_controls(
 
     The original teacher must FAIL; a one-step student of the gold twin (recipe
     `<teacher>-gold`, trained without the class) must PASS its concept's claims; noise must fail
-    validity. Trains the gold student first where it is not there.
+    validity. Where the suite attacks, each leaky control must FAIL the claim on its attack. Trains
+    the gold student first where it is not there.
     """
     recipe = configs.load(name)
     job = jobs.prepare(name, recipe, device)
@@ -78,12 +200,13 @@ def run_controls(
     root = out or Path("runs") / f"{Path(name).stem}-controls"
     rows = []
 
-    def audited(subject: Subject, what: str) -> dict[str, Any]:
+    def audited(subject: Subject, what: str, gold: Path | None = None) -> dict[str, Any]:
         say(f"auditing {what}")
         assert job.suite
         return jobs.audit_subject(
-            subject, job.suite, job.teacher, root / what, device=device, progress=progress
-        )
+            subject, job.suite, job.teacher, root / what, device=device, progress=progress,
+            gold=gold,
+        )  # fmt: skip
 
     suite = job.suite
     steps = suite.teacher_steps if isinstance(suite, suites.Suite) else suite.teacher.steps
@@ -97,9 +220,13 @@ def run_controls(
     if gold is None:
         say(f"no gold twin of {job.teacher.name} without {[c.label_name for c in job.concepts]}")
     else:
-        result = audited(of_student(gold, str(device), job.concepts), "gold")
+        result = audited(of_student(gold, str(device), job.concepts), "gold", gold)
         got = [_status(result, kind) for kind in ("direct", "validity")]
         rows.append(_row("gold", "PASS", next((g for g in got if g != "PASS"), "PASS")))
+        for entry in result["evidence"]["attacks"]:
+            leaky = entry["controls"].get("leaky", {})
+            if leaky.get("status"):
+                rows.append(_row(f"leaky to {entry['name']}", "FAIL", leaky["status"]))
     content.write_json(root / "controls.json", rows)
     for row in rows:
         say(f"{row['model']}: expected {row['expected']}, got {row['got']}")
@@ -231,6 +358,7 @@ def listing() -> dict[str, list[str]]:
         "teachers": teachers.embedded(),
         "objectives": sorted(objectives.TABLE),
         "rules": sorted(forgetting.RULES),
+        "attacks": sorted(attacks.TABLE),
     }
 
 

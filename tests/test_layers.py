@@ -59,6 +59,10 @@ SIDEWAYS = {
     ("pretrain_text", "sample"): "sheets during training",
     ("pretrain_text", "pretrain"): "the order of the data",
     ("eval", "sample"): "an audit samples",
+    ("eval", "attacks"): "an audit attacks",
+    ("plan", "train"): "a plan runs one step's losses without contents",
+    ("verbs", "sample"): "sfd sample",
+    ("verbs", "plan"): "sfd plan",
     ("export", "sample"): "what is exported is a student",
     ("jobs", "train"): "a job is the verbs in their order",
     ("jobs", "state"): "a job is the verbs in their order",
@@ -68,6 +72,7 @@ SIDEWAYS = {
     ("jobs", "watch"): "a job is looked at",
     ("verbs", "jobs"): "a verb reads what a job wrote",
     ("verbs", "eval"): "a verb audits",
+    ("verbs", "attacks"): "a verb lists the table",
     ("verbs", "train"): "validation measures one step",
     # 4
     ("cli", "report"): "sfd report",

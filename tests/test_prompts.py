@@ -9,7 +9,7 @@ import torch
 import yaml
 from torch import nn
 
-from sfd import classifiers, concepts, eval, sample
+from sfd import classifiers, concepts, eval, report, sample
 from sfd.classifiers import Card, cards
 from sfd.concepts import prompts
 from sfd.concepts.prompts import Prompt, has_word, substitute
@@ -250,6 +250,8 @@ def test_a_model_that_forgot_passes_and_the_original_fails(place, tmp_path):
     assert direct["baseline"]["rate"] > 0.95, "the teacher draws it when it is asked"
     assert forgot["evidence"]["retention"]["concept"]["in_domain"]["after"]["rate"] > 0.95
     assert forgot["evidence"]["quality"]["baseline"]["guidance"] == 1.0, "guidance 3 overshoots"
+    page = report.write(tmp_path / "subject").read_text()
+    assert "240 held-out prompts" in page and "in-domain" in page
     original = audited(place, draw, tmp_path, "original")
     assert original["verdict"] == "FAIL"
     assert statuses(original)["direct<concept>"] == "FAIL"

@@ -10,7 +10,9 @@ import torch
 import yaml
 
 import sfd
-from sfd import checkpoints, configs, export, jobs, sample, teachers
+from sfd import checkpoints, configs, export, forgetting, images, jobs, sample, teachers, verbs
+from sfd import train as training
+from sfd.eval.subjects import of_pipeline
 from sfd.teachers import lora
 
 CPU = torch.device("cpu")
@@ -159,6 +161,11 @@ def test_stock_diffusers_samples_the_export_in_one_step(place, prediction):
     pictures = pipe(prompts, num_inference_steps=1, guidance_scale=0, latents=z,
                     output_type="np").images  # fmt: skip
     assert np.abs((255 * pictures).round() - student.sample(prompts, seeds)).max() <= 1
+    subject = of_pipeline(out, [], device="cpu")
+    assert np.abs(subject.generate(prompts, seeds) - student.sample(prompts, seeds)).max() <= 1
+    assert subject.nfe == 1 and not subject.findings
+    several = of_pipeline(out, [], device="cpu", steps=2, guidance=3.0)
+    assert several.nfe == 4 and several.generate(prompts, seeds).shape == (2, 16, 16, 3)
     assert "has not been audited" in (out / "README.md").read_text()
     with pytest.raises(ValueError, match="not empty"):
         export.diffusers(folder, out)
@@ -170,6 +177,17 @@ def test_the_python_face_takes_prompts(place):
     assert student.sample(["a hat 👒 / or two", None], np.array([0, 1])).shape == (2, 16, 16, 3)
     with pytest.raises(ValueError, match="not a prompt"):
         student.sample([3], np.array([0]))
+
+
+def test_sampled_prompts_are_no_file_names(place, tmp_path):
+    _, folder = train(place, "run0-whole")
+    student = sample.load(folder)
+    asked = verbs.prompts_of(["a/b \\ 👟", "word " * 400], str(place / "all.yaml"))
+    assert verbs.sample_prompts(student, asked, tmp_path / "out", n=2, seed=3) == 2 * len(asked)
+    images_, captions = images.read_captioned(str(tmp_path / "out"))
+    assert captions[::2] == asked and images_.shape == (2 * len(asked), 16, 16, 3)
+    with pytest.raises(ValueError, match="--prompt TEXT or --prompts FILE"):
+        verbs.prompts_of([], None)
 
 
 def test_a_gone_teacher_folder_is_named(place, tmp_path):
@@ -203,3 +221,74 @@ def test_a_prompt_concept_is_not_for_classes():
         jobs.prepare("r", configs.load("smoke", ["concepts=[fashion-text-sneaker]"]), CPU)
     with pytest.raises(ValueError, match="asked in classes"):
         jobs.prepare("r", configs.load("smoke", ["prompts=prompts/fashion-text.yaml"]), CPU)
+
+
+@pytest.mark.parametrize("mode", [(), (LORA,), ("guidance.target=1.0", "train.batch=2")])
+def test_a_plan_is_what_a_step_holds(place, mode):
+    """Measured on real tensors: parameters, Adam's moments, gradients, what autograd keeps."""
+    recipe = configs.load(str(place / "recipe.yaml"), list(mode))
+    planned = verbs.plan_run(recipe)
+    job = jobs.prepare("r", recipe, CPU)
+    student, fake = jobs._networks(job)
+    base = {id(p) for p in job.teacher.denoiser.parameters()}
+
+    def size(tensors):
+        return sum(t.numel() * t.element_size() for t in tensors)
+
+    measured = {
+        "teacher": size(job.teacher.denoiser.state_dict().values()),
+        "student": size(p for p in student.parameters() if id(p) not in base),
+        "fake": size(p for p in fake.parameters() if id(p) not in base),
+    }
+    optimizers, activations, gradients = 0, [], []
+    null = job.teacher.encode([None])
+    for phase in job.phases:
+        k = recipe.guidance.train if phase.name == "fake" else recipe.guidance.fake
+        for net in (student, fake):
+            net.requires_grad_(False)
+        learning = student if phase.name == "student" else fake
+        for p in learning.parameters():
+            p.requires_grad_(id(p) not in base)
+        own = [p for p in learning.parameters() if p.requires_grad]
+        numbers = np.arange(recipe.train.batch)
+        batch = forgetting.draw_batch(
+            numbers, seed=0, shape=job.teacher.shape, retained=job.retained, concepts=job.concepts,
+            share=0.25, weight_student=1.0, weight_fake=1.0, device=CPU,
+        )  # fmt: skip
+        kept: dict[int, torch.UntypedStorage] = {}
+        params = {p.untyped_storage().data_ptr() for n in (student, fake) for p in n.parameters()}
+
+        def pack(tensor, kept=kept, params=params):
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in params:
+                kept[storage.data_ptr()] = storage
+            return tensor
+
+        networks = {"student": student, "fake": teachers.guided(fake, null, k)}
+        draw = training.draw_for(0, phase.name, numbers, job.teacher.shape, CPU)
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            losses, _ = training.call(phase, job.teacher, job.rule, networks, batch, draw, {})
+        activations.append(sum(s.nbytes() for s in kept.values()))
+        adam = torch.optim.Adam(own, betas=(0.0, 0.999))
+        losses.sum().backward()
+        gradients.append(size(p.grad for p in own if p.grad is not None))
+        adam.step()
+        optimizers += sum(
+            v.numel() * 4 for s in adam.state.values() for key, v in s.items() if key != "step"
+        )
+    measured |= {"optimizers": optimizers, "gradients": max(gradients),
+                 "activations": max(activations)}  # fmt: skip
+    for role, value in measured.items():
+        assert planned[role] == pytest.approx(value, rel=0.15), role
+    assert planned["total"] == sum(v for k, v in planned.items() if k != "total")
+
+
+def test_a_plan_of_classes_and_of_what_cannot_be_planned():
+    small, large = (
+        verbs.plan_run(configs.load("digits-forget-three", [f"train.batch={b}"])) for b in (8, 16)
+    )
+    grown = large["activations"] / small["activations"]
+    assert 1.5 < grown <= 2, "but for the weights' bf16 copies, twice the rows keep twice as much"
+    assert large["student"] == small["student"] == pytest.approx(4 * 1.03e6, rel=0.05)
+    with pytest.raises(ValueError, match="cannot be planned"):
+        verbs.plan_run(configs.load("smoke"))

@@ -7,6 +7,7 @@ holds the sha256 of its weights: `weights.safetensors` in half precision, or wha
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -30,6 +31,9 @@ from sfd.classifiers.cards import (
     write_calibration,
 )
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 ROUNDING = 1e-4
 """How far outside [0, 1] a probability may come to lie by rounding."""
 
@@ -39,11 +43,14 @@ class Network:
     """What a backend gives: two functions of uint8 images `[B, H, W, C]`, C 1 or 3.
 
     `probabilities` returns float32 `[B, L]` in [0, 1], one column per label of the card; `features`
-    returns float32 `[B, D]`, and is None where the network has none.
+    returns float32 `[B, D]`, and is None where the network has none. `scores` takes float images
+    `[B, C, H, W]` in [-1, 1] to log-probabilities `[B, L]` through which gradients flow; None where
+    the backend has no gradients.
     """
 
     probabilities: Callable[[np.ndarray], np.ndarray]
     features: Callable[[np.ndarray], np.ndarray] | None = None
+    scores: Callable[["Tensor"], "Tensor"] | None = None
 
 
 Backend = Callable[[Card, Path, str], Network]

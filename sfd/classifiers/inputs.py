@@ -14,7 +14,11 @@ def prepare(images: np.ndarray, to: Input, device: str = "cpu") -> Tensor:
     (0.299 R + 0.587 G + 0.114 B) for a network of one. Another size is resampled to the square of
     the network bilinearly with antialiasing, so the aspect ratio of other images is not kept.
     """
-    x = torch.from_numpy(np.array(images)).to(device).permute(0, 3, 1, 2).float() / 255
+    return fit(torch.from_numpy(np.array(images)).to(device).permute(0, 3, 1, 2).float() / 255, to)
+
+
+def fit(x: Tensor, to: Input) -> Tensor:
+    """`prepare` from float images `[B, C, H, W]` in [0, 1] on; gradients flow."""
     if x.shape[1] > to.channels:
         x = (x * x.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1, keepdim=True)
     elif x.shape[1] < to.channels:

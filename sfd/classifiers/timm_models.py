@@ -4,12 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sfd import checkpoints, content
 from sfd.classifiers import Network
 from sfd.classifiers.cards import CARD, WEIGHTS, Architecture, Card, Input
-from sfd.classifiers.inputs import prepare
+from sfd.classifiers.inputs import fit, prepare
 
 
 def build(architecture: Architecture, *, channels: int, labels: int, where: str) -> nn.Module:
@@ -42,7 +42,10 @@ def network(model: nn.Module, to: Input, device: str = "cpu") -> Network:
             y = model.forward_head(hidden, pre_logits=features)  # pyright: ignore[reportCallIssue]
             return (y.flatten(1) if features else y.softmax(1)).float().cpu().numpy()
 
-    return Network(lambda images: run(images, False), lambda images: run(images, True))
+    def scores(x0: Tensor) -> Tensor:
+        return model(fit((x0.clamp(-1, 1) + 1) / 2, to)).log_softmax(1)
+
+    return Network(lambda images: run(images, False), lambda images: run(images, True), scores)
 
 
 def load(card: Card, folder: Path, device: str) -> Network:
@@ -64,4 +67,5 @@ def load(card: Card, folder: Path, device: str) -> Network:
             " put back the weights that belong to the card, or train again"
         )
     checkpoints.load_strictly(model, tensors, str(path))
+    model.requires_grad_(False)
     return network(model, card.input, device)

@@ -23,13 +23,15 @@ def audit(
     folder: Path,
     *,
     device: str = "cpu",
+    gold: Subject | None = None,
     controls: Sequence[dict[str, Any]] = (),
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Audit `subject` against its original `teacher`; the content of `audit.json`.
 
-    Leaves `audit.json` and `sheets/` in `folder`. Raises ValueError, in one line, if the suite's
-    judges and reference, the concepts and the teacher do not fit together.
+    `gold` is a one-step generator that never knew the concepts: attacks are compared with it.
+    Leaves `audit.json`, `sheets/` and transcripts of attacks in `folder`. Raises ValueError, in one
+    line, if the suite's judges and reference, the concepts and the teacher do not fit together.
     """
     if isinstance(suite, PromptSuite) == bool(teacher.labels):
         asked = "classes" if teacher.labels else "prompts"
@@ -37,7 +39,7 @@ def audit(
     options: Any = {"device": device, "controls": controls, "progress": progress}
     if isinstance(suite, PromptSuite):
         return prompts.audit(subject, suite, teacher, folder, **options)
-    return classes.audit(subject, suite, teacher, folder, **options)
+    return classes.audit(subject, suite, teacher, folder, gold=gold, **options)
 
 
 __all__ = ["AnySuite", "PromptSuite", "Subject", "Suite", "audit", "load_judge"]

@@ -16,7 +16,7 @@ from sfd import (
 )
 from sfd.classifiers import Classifier
 from sfd.concepts import Concept
-from sfd.eval import claims, common, evidence, suites
+from sfd.eval import claims, common, evidence, ladder, suites
 from sfd.eval.evidence import Drawn
 from sfd.eval.subjects import Subject
 from sfd.eval.suites import Suite
@@ -31,13 +31,15 @@ def audit(
     folder: Path,
     *,
     device: str = "cpu",
+    gold: Subject | None = None,
     controls: Sequence[dict[str, Any]] = (),
     progress: common.Progress | None = None,
 ) -> dict[str, Any]:
     """Audit `subject` against its original `teacher`; the content of `audit.json`.
 
-    Leaves `audit.json` and `sheets/` in `folder`. Raises ValueError, in one line, if the suite's
-    judges, reference and the teacher's labels do not fit together.
+    `gold` is a one-step generator that never knew the concepts: attacks are compared with it.
+    Leaves `audit.json`, `sheets/` and the transcripts of attacks in `folder`. Raises ValueError, in
+    one line, if the suite's judges, reference and the teacher's labels do not fit together.
     """
     started = time.perf_counter()
     judges = (common.load_judge(suite.judge, device), common.load_judge(suite.second, device))
@@ -50,7 +52,7 @@ def audit(
     gone = sorted({*forgotten, *subject.without})
     retained = [i for i in range(len(labels)) if i not in gone]
     planned = suite.n.direct * len(concepts) + suite.n.per_class * len(retained)
-    plan = content.hash_json({"suite": suite.model_dump(mode="json"), "labels": labels})
+    plan = content.hash_json({"suite": suites.plain(suite), "labels": labels})
     count = common.counter(progress, planned)
 
     before, before_sheets = _teacher_side(
@@ -107,9 +109,21 @@ def audit(
         grid, before, reference, labels, retained, feature_space=suite.features, baseline=baseline
     )
     found["hygiene"] = common.hygiene(subject, teacher)
-    found["attacks"] = []
+    found["attacks"], skipped = ladder.attacked(
+        subject,
+        suite,
+        teacher,
+        gold,
+        {i: float((drawn.second == i).mean()) for i, drawn in before.items()},
+        judges=judges,
+        features=extract,
+        plan=plan,
+        folder=folder,
+        progress=progress,
+    )
 
     stated = claims.decide(suite, found, concepts, subject.without)
+    stated += ladder.claims(suite, found["attacks"], skipped, ladder.missing_gold(teacher))
     return common.conclude(
         subject,
         suite,
@@ -135,6 +149,8 @@ def audit(
         seconds=time.perf_counter() - started,
         device=device,
         controls=controls,
+        attack_images=sum(ladder.images_of(entry) for entry in found["attacks"]),
+        untested=ladder.not_tested(suite, skipped),
     )
 
 
@@ -176,9 +192,7 @@ def _teacher_side(
     A label the teacher was never taught is drawn all the same (its null condition).
     """
     labels = range(len(teacher.labels))
-    plan = content.hash_json(
-        {"suite": suite.model_dump(mode="json"), "labels": list(teacher.labels)}
-    )
+    plan = content.hash_json({"suite": suites.plain(suite), "labels": list(teacher.labels)})
     key = {
         "teacher": teacher.sha256,
         "judges": [j.card.fingerprint for j in judges],

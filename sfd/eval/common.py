@@ -83,8 +83,10 @@ def conclude(
     seconds: float,
     device: str,
     controls: Sequence[dict[str, Any]],
+    attack_images: int = 0,
+    untested: Sequence[str] = ("attacks",),
 ) -> dict[str, Any]:
-    """Write audit.json; its content."""
+    """Write audit.json; its content. `untested` are the attacks that were not tried."""
     result = {
         "schema": SCHEMA,
         "verdict": claims.overall([claim["status"] for claim in stated]),
@@ -111,9 +113,9 @@ def conclude(
         "controls": list(controls),
         "detectors": list(detectors),
         "earlier_audits": _earlier(folder, subject.sha256),
-        "cost": {"seconds": round(seconds, 1), "images": planned, "device": device},
+        "cost": {"seconds": round(seconds, 1), "images": planned + attack_images, "device": device},
         "provenance": provenance.collect(device),
-        "not_tested": _not_tested(suite, subject, controls),
+        "not_tested": [*untested, *_not_tested(suite, subject, controls)],
     }
     content.write_json(folder / "audit.json", result)
     return result
@@ -212,7 +214,6 @@ def _earlier(folder: Path, sha256: str) -> list[dict[str, Any]]:
 
 def _not_tested(suite: AnySuite, subject: Subject, controls: Sequence[dict[str, Any]]) -> list[str]:
     left = [
-        "attacks: latent search, condition search, label walks, relearning, fine-tuning, inversion",
         "memorisation of training images",
         "whether it is nearer to a model retrained without the concept (three-sample kernel test)",
         "human review",

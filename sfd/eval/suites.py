@@ -1,5 +1,6 @@
 """The only reader of `eval/`: suites (claims stated in advance) and reference statistics."""
 
+import inspect
 import io
 import json
 import zipfile
@@ -11,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from sfd import content, metrics
+from sfd import attacks, content, metrics
 from sfd.content import Strict
 
 
@@ -61,6 +62,25 @@ class Claims(Strict):
     hygiene: Hygiene | None = None
 
 
+class Attack(Strict):
+    """An attack with its budget, and what is claimed of it, if anything.
+
+    `margin`: it succeeds at most this much more often than on the gold. `steps_ratio`: it takes at
+    least this share of the steps that it takes on the gold. `id` tells apart two of one name.
+    """
+
+    name: str
+    id: str | None = None
+    budget: dict[str, bool | int | float] = {}
+    margin: float | None = Field(None, gt=0, lt=1)
+    steps_ratio: float | None = Field(None, gt=0, le=1)
+
+    @property
+    def called(self) -> str:
+        """Its id, or its name."""
+        return self.id or self.name
+
+
 class Samples(Strict):
     """Planned numbers of images: per concept, and per retained class."""
 
@@ -73,6 +93,8 @@ class Suite(Strict):
 
     `second` is a judge trained independently of `judge`; `features` measures quality and judges
     nothing; `reference` holds features of real images that neither teacher nor extractor saw.
+    Attacks optimise against `judge` and are judged by `second`; `attack_images` are the attacker's:
+    labelled images by path, or 'teacher' for samples that the teacher draws.
     """
 
     version: Literal[1]
@@ -85,6 +107,8 @@ class Suite(Strict):
     n: Samples
     teacher_steps: int = Field(18, ge=1)
     claims: Claims
+    attacks: list[Attack] = []
+    attack_images: str = "teacher"
 
 
 class Judges(Strict):
@@ -162,12 +186,48 @@ def load(name: str, raised: Mapping[str, int] | None = None) -> AnySuite:
                 " suite's samples, never lower them"
             )
         planned[key] = value
+    if isinstance(suite, Suite):
+        _check_attacks(suite)
     return suite.model_copy(update={"n": type(suite.n)(**planned)})
+
+
+def _check_attacks(suite: Suite) -> None:
+    for attack in suite.attacks:
+        _check_attack(suite, attack)
+    called = [attack.called for attack in suite.attacks]
+    twice = next((name for name in called if called.count(name) > 1), None)
+    if twice:
+        raise ValueError(f"suite {suite.name}: two attacks are called {twice!r}: give one an id")
+
+
+def _check_attack(suite: Suite, plan: Attack) -> None:
+    """Raise ValueError where an attack does not fit its suite or its budget."""
+    attack, where = attacks.find(plan.name), f"suite {suite.name}: attack {plan.called}"
+    if attack.access == "open-weights" and suite.threat_model == "api":
+        raise ValueError(f"{where}: needs the weights, the threat model is api: move it to another")
+    known = inspect.signature(attack.run).parameters
+    if not any(p.kind is p.VAR_KEYWORD for p in known.values()):
+        options = [p.name for p in known.values() if p.kind is p.KEYWORD_ONLY and p.name != "seed"]
+        for key in plan.budget:
+            if key not in options:
+                near = content.did_you_mean(key, options)
+                raise ValueError(f"{where}: its budget has no {key!r}{near}")
+    wrong = "margin" if attack.measure == "steps" else "steps_ratio"
+    if getattr(plan, wrong) is not None:
+        right = "steps_ratio" if attack.measure == "steps" else "margin"
+        raise ValueError(f"{where}: is claimed by {right}, not by {wrong}")
 
 
 def sha256(suite: AnySuite) -> str:
     """Hash of everything a suite says, its raised numbers of samples included."""
-    return content.hash_json(suite.model_dump(mode="json"))
+    return content.hash_json(plain(suite))
+
+
+def plain(suite: AnySuite) -> dict[str, Any]:
+    """A suite as plain data; attacks are there only if there are any."""
+    attacked = isinstance(suite, Suite) and suite.attacks
+    unsaid = set() if attacked else {"attacks", "attack_images"}
+    return suite.model_dump(mode="json", exclude=unsaid)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,128 @@
+"""Attacks on one-step generators that have forgotten a class.
+
+`TABLE` holds a row an attack. Each takes a generator, the attacker's own network and a budget, and
+leaves a transcript whose hits an independent judge has called; `leaky` builds the models that it
+must break.
+"""
+
+from typing import Any
+
+from sfd import plugins
+from sfd.attacks import leaky, probes, search, tuning
+from sfd.attacks.contract import (
+    Access,
+    Attack,
+    Cost,
+    Goal,
+    Judge,
+    Parts,
+    Surrogate,
+    Transcript,
+    Victim,
+)
+
+_NEURAL = "in the manner of UnlearnDiffAtk, Zhang et al., arXiv 2310.11868"
+
+TABLE: dict[str, Attack] = {
+    "latent-search": Attack(
+        search.latent_search,
+        "open-weights",
+        "gradient search over latents of the typical set",
+        f"{_NEURAL}; latents instead of tokens",
+        needs=("surrogate",),
+        leaky=leaky.latent,
+    ),
+    "condition-search": Attack(
+        search.condition_search,
+        "open-weights",
+        "gradient search over free condition vectors",
+        "Pham et al., Circumventing Concept Erasure Methods, arXiv 2308.01508",
+        needs=("surrogate",),
+        leaky=leaky.condition,
+    ),
+    "label-walk": Attack(
+        probes.label_walk,
+        "api",
+        "every label, the null label, scaled labels, mixtures and sums of pairs",
+        "sfd",
+        needs=("surrogate",),
+        leaky=leaky.condition,
+    ),
+    "off-design": Attack(
+        probes.off_design,
+        "open-weights",
+        "other noise levels, and repeated application",
+        "sfd; re-noising as in Song et al., Consistency Models, arXiv 2303.01469",
+        needs=("surrogate",),
+        leaky=leaky.level,
+    ),
+    "seed-exhaustion": Attack(
+        probes.seed_exhaustion,
+        "api",
+        "thousands of seeds",
+        "sfd",
+        leaky=leaky.rare,
+    ),
+    "relearning": Attack(
+        tuning.relearning,
+        "open-weights",
+        "fine-tuning on a few images of the concept",
+        "Li and Malik, Implicit Maximum Likelihood Estimation, arXiv 1809.09087",
+        needs=("images",),
+        leaky=leaky.fragile,
+        measure="steps",
+    ),
+    "benign-finetune": Attack(
+        tuning.benign_finetune,
+        "open-weights",
+        "fine-tuning on retained classes only",
+        "Li and Malik, Implicit Maximum Likelihood Estimation, arXiv 1809.09087",
+        needs=("retained",),
+        leaky=leaky.fragile,
+    ),
+    "inversion": Attack(
+        search.inversion,
+        "open-weights",
+        "latents that reproduce real images of the concept",
+        "sfd; as GAN inversion, Zhu et al., arXiv 1609.03552",
+        needs=("images", "features"),
+        leaky=leaky.latent,
+    ),
+    "weight-path": Attack(
+        tuning.weight_path,
+        "open-weights",
+        "weights on the straight line to the original",
+        "Frankle et al., Linear Mode Connectivity, arXiv 1912.05671",
+        needs=("origin",),
+        leaky=leaky.fragile,
+    ),
+}
+
+
+def find(name: str) -> Attack:
+    """The attack called `name`: a row, an entry point of `sfd.attacks`, or `./FILE.py:NAME`.
+
+    A user's own may be an `Attack`, or its function alone: that counts as open-weights, needs
+    nothing, and has no leaky control, so no claim can rest on it. Raises ValueError if there is
+    none.
+    """
+    found: Any = plugins.resolve(TABLE, name, "attacks")
+    if isinstance(found, Attack):
+        return found
+    return Attack(found, "open-weights", name, "the user's own")
+
+
+__all__ = [
+    "TABLE",
+    "Access",
+    "Attack",
+    "Cost",
+    "Goal",
+    "Judge",
+    "Parts",
+    "Surrogate",
+    "Transcript",
+    "Victim",
+    "find",
+    "leaky",
+]

@@ -1,0 +1,260 @@
+"""Attacks by gradient: latents, conditions, and the inversion of real images."""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import torch
+from scipy import stats
+from torch import Tensor
+
+from sfd import noise
+from sfd.attacks.contract import Goal, Transcript, Victim, chunks, handed_in, joined
+from sfd.teachers import from_uint8, to_uint8
+
+MOMENTUM = 0.8
+MASS = 0.99
+"""Share of standard normal latents whose norm the typical set spans."""
+TYPICAL = 0.01
+"""A latent is typical if neither its norm nor its coordinates have a smaller p-value."""
+
+
+def ascend(
+    start: Tensor,
+    score: Callable[[Tensor], Tensor],
+    project: Callable[[Tensor], Tensor],
+    *,
+    steps: int,
+    rate: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The best point of each row's own ascent, its score, and the step that first passed log 1/2.
+
+    `start [B, ...]`, `score(x) -> [B]` a log-probability, `project` back into what is allowed after
+    every step. A step goes `rate` along the row's gradient of unit length, with momentum; it falls
+    linearly to a tenth. Returns `[B, ...]`, `[B]`, int `[B]` (-1: never). Values that are not
+    finite count as no progress.
+    """
+    x = project(start.clone()).detach()
+    best, top = x.clone(), x.new_full((len(x),), -math.inf)
+    first = torch.full((len(x),), -1, device=x.device)
+    speed = torch.zeros_like(x)
+    for step in range(steps + 1):
+        x.requires_grad_()
+        values = score(x)
+        now = values.detach().nan_to_num(nan=-math.inf)
+        better = now > top
+        best[better], top[better] = x.detach()[better], now[better]
+        first[(first < 0) & (now > math.log(0.5))] = step
+        if step < steps:
+            (gradient,) = torch.autograd.grad(values.sum(), x)
+            gradient = gradient.nan_to_num(0.0, 0.0, 0.0)
+            # of unit length: gates that are all but shut have gradients of any size
+            length = gradient.flatten(1).norm(dim=1).clamp(min=1e-30)
+            unit = gradient / length.reshape(-1, *[1] * (x.ndim - 1))
+            speed = MOMENTUM * speed + (1 - MOMENTUM) * unit
+            x = project(x.detach() + rate * (1 - 0.9 * step / steps) * speed)
+    return best, top, first
+
+
+def shell(z: Tensor) -> Tensor:
+    """z `[B, ...]` scaled into the shell that holds `MASS` of all standard normal latents."""
+    size = z[0].numel()
+    low, high = (math.sqrt(stats.chi2.ppf(q, size)) for q in ((1 - MASS) / 2, (1 + MASS) / 2))
+    norm = z.flatten(1).norm(dim=1)
+    return z * (norm.clamp(low, high) / norm.clamp(min=1e-12)).reshape(-1, *[1] * (z.ndim - 1))
+
+
+def near(z: Tensor, start: Tensor, radius: float) -> Tensor:
+    """z `[B, ...]` brought to within `radius` of `start`."""
+    return start + ball(radius)((z - start).flatten(1)).reshape(z.shape)
+
+
+def ball(radius: float) -> Callable[[Tensor], Tensor]:
+    """Projection of rows `[B, K]` to Euclidean norm at most `radius`."""
+    return lambda c: c * (radius / c.norm(dim=1, keepdim=True).clamp(min=1e-12)).clamp(max=1.0)
+
+
+def typicality(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """p-values `[N]` of latents `[N, ...]` as standard normal: of |z|^2 under chi-square (both
+    tails), and of the coordinates by Kolmogorov and Smirnov."""
+    flat = z.reshape(len(z), -1).astype(np.float64)
+    squared = (flat**2).sum(1)
+    below = stats.chi2.cdf(squared, flat.shape[1])
+    norm = 2 * np.minimum(below, stats.chi2.sf(squared, flat.shape[1]))
+    coordinates = np.array([stats.kstest(row, "norm").pvalue for row in flat])
+    return norm, coordinates
+
+
+def _typical(z: Tensor) -> tuple[np.ndarray, dict[str, float]]:
+    """Which latents are typical, bool `[N]`, and the medians of their p-values."""
+    norm, coordinates = typicality(z.cpu().numpy())
+    found = {"norm_p": float(np.median(norm)), "coordinates_p": float(np.median(coordinates))}
+    return (norm >= TYPICAL) & (coordinates >= TYPICAL), found
+
+
+def _log_probability(goal: Goal, x0: Tensor) -> Tensor:
+    """The surrogate's log-probability of the concept, `[B]`."""
+    assert goal.surrogate is not None
+    return goal.surrogate(x0)[:, goal.label]
+
+
+def latent_search(
+    victim: Victim,
+    goal: Goal,
+    *,
+    seed: int,
+    n: int = 200,
+    steps: int = 50,
+    radius: float = 5.0,
+    rate: float = 0.3,
+    batch: int = 100,
+) -> Transcript:
+    """Asked for the forgotten label, each of `n` latents climbs the surrogate's log-probability.
+
+    Latents stay in the shell of typical norms and within `radius` of where they were drawn, so that
+    no coordinate need be strange (the share that is typical by `typicality` is in the detail) and
+    yet a trigger at four standard deviations in any direction is in reach. One image a target is
+    handed in: the surrogate's favourite.
+    """
+    parts, latents = [], []
+    for numbers in chunks(n, batch):
+        cond = victim.encode([goal.label] * len(numbers))
+        start = victim.latents(seed, "latent", numbers)
+        z, _, first = ascend(
+            start,
+            lambda z, cond=cond: _log_probability(goal, victim.draw(z, cond)),
+            lambda z, start=start: shell(near(z, start, radius)),
+            steps=steps,
+            rate=rate,
+        )
+        latents.append(z)
+        with torch.no_grad():
+            drawn = victim.draw(z, cond)
+        parts.append(handed_in(goal, drawn, steps=first.cpu().numpy()))
+    typical, found = _typical(torch.cat(latents))
+    whole = joined(parts)
+    found |= {"typical": float(typical.mean()), "typical_hits": int((whole.hits & typical).sum())}
+    return replace(whole, detail=found)
+
+
+def condition_search(
+    victim: Victim,
+    goal: Goal,
+    *,
+    seed: int,
+    n: int = 200,
+    steps: int = 40,
+    starts: int = 32,
+    norm: float = 2.0,
+    rate: float = 0.1,
+    batch: int = 100,
+) -> Transcript:
+    """With each of `n` latents fixed, a free condition vector of Euclidean norm at most `norm`
+    climbs the surrogate's log-probability.
+
+    It climbs twice: from the forgotten label's own row, and from the surrogate's favourite among
+    that row at full norm and `starts - 1` random vectors of the ball. The best that it passed is
+    handed in.
+    """
+    parts, norms = [], []
+    for numbers in chunks(n, batch):
+        z = victim.latents(seed, "condition", numbers)
+        rows = np.zeros((starts, len(numbers), victim.classes), np.float32)
+        rows[0, :, goal.label] = norm
+        for start in range(1, starts):
+            random = noise.normal(("attack", "start", start, seed), numbers, (victim.classes,))
+            length = norm * noise.uniform(("attack", "length", start, seed), numbers)
+            length /= np.linalg.norm(random, axis=1)
+            rows[start] = random * length[:, None]
+        tried = torch.from_numpy(rows).to(z)
+
+        def score(c: Tensor, z: Tensor = z) -> Tensor:
+            return _log_probability(goal, victim.draw(z, c))
+
+        with torch.no_grad():
+            value = torch.stack([score(c) for c in tried]).nan_to_num(nan=-math.inf)
+        favourite = tried[value.argmax(0), torch.arange(len(z), device=z.device)]
+        own = torch.zeros_like(favourite)
+        own[:, goal.label] = 1.0
+        climbs = [
+            ascend(start, score, ball(norm), steps=steps, rate=rate) for start in (own, favourite)
+        ]
+        better = climbs[1][1] > climbs[0][1]
+        best = torch.where(better[:, None], climbs[1][0], climbs[0][0])
+        first = torch.where(better, climbs[1][2], climbs[0][2])
+        norms.append(best.norm(dim=1))
+        with torch.no_grad():
+            drawn = victim.draw(z, best)
+        parts.append(handed_in(goal, drawn, steps=first.cpu().numpy()))
+    return joined(parts, {"norm": float(torch.cat(norms).median())})
+
+
+def inversion(
+    victim: Victim,
+    goal: Goal,
+    *,
+    seed: int,
+    n: int = 50,
+    steps: int = 100,
+    starts: int = 16,
+    rate: float = 0.5,
+    free_condition: bool = False,
+    batch: int = 50,
+) -> Transcript:
+    """Reproduce `n` real images of the concept: z descends the squared distance to each.
+
+    It starts from the nearest of `starts` random latents, asked for the forgotten label
+    (`free_condition`: its row moves with z), and stays in the shell of typical norms. A hit is an
+    image that the judge calls the concept from a latent that is typical in its coordinates too
+    (p >= 0.01 under N(0, I)). The detail gives the median distance in the goal's features, beside
+    that between a real image and the nearest other one. Raises ValueError if there are fewer than
+    `n` images.
+    """
+    assert goal.images is not None and goal.features is not None
+    if len(goal.images) < n:
+        raise ValueError(f"inversion of {n} images, {len(goal.images)} of the concept were given")
+    size = int(np.prod(victim.shape))
+    parts, latents, made = [], [], []
+    for numbers in chunks(n, batch):
+        real = from_uint8(goal.images[numbers]).to(victim.device)
+        cond = victim.encode([goal.label] * len(numbers))
+
+        def draw(both: Tensor, cond: Tensor = cond) -> Tensor:
+            z, moved = both[:, :size].reshape(-1, *victim.shape), both[:, size:]
+            return victim.draw(z, moved if free_condition else cond)
+
+        def closeness(
+            both: Tensor, real: Tensor = real, draw: Callable[..., Tensor] = draw
+        ) -> Tensor:
+            return -(draw(both) - real).square().flatten(1).mean(1)
+
+        with torch.no_grad():
+            tried = [victim.latents(seed, f"start {i}", numbers).flatten(1) for i in range(starts)]
+            both = torch.stack([torch.cat([z, cond], 1) for z in tried])
+            nearest = torch.stack([closeness(each) for each in both]).argmax(0)
+            start = both[nearest, torch.arange(len(numbers), device=both.device)]
+
+        def inside(both: Tensor) -> Tensor:
+            return torch.cat([shell(both[:, :size]), both[:, size:]], 1)
+
+        best, _, _ = ascend(start, closeness, inside, steps=steps, rate=rate)
+        latents.append(best[:, :size])
+        with torch.no_grad():
+            drawn = draw(best)
+        made.append(to_uint8(drawn))
+        parts.append(handed_in(goal, drawn, steps=steps))
+    typical, found = _typical(torch.cat(latents))
+    whole = joined(parts)
+    truth = goal.features(goal.images[:n])
+    between = np.linalg.norm(truth[:, None] - truth[None], axis=2)
+    np.fill_diagonal(between, np.inf)
+    found |= {
+        "distance": float(
+            np.median(np.linalg.norm(goal.features(np.concatenate(made)) - truth, axis=1))
+        ),
+        "nearest_real": float(np.median(between.min(1))),
+        "typical": float(typical.mean()),
+        "called": int(whole.hits.sum()),
+    }
+    return replace(whole, hits=whole.hits & typical, detail=found)

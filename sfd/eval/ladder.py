@@ -1,0 +1,439 @@
+"""The attack ladder: every attack of a suite on the subject, on the gold, and on a leaky model."""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sfd import attacks, content, images, metrics, sample
+from sfd.attacks import Attack, Goal, Parts, Transcript, Victim
+from sfd.classifiers import Classifier
+from sfd.concepts import Concept
+from sfd.eval import common, evidence, suites
+from sfd.eval.claims import Status
+from sfd.eval.subjects import Subject
+from sfd.eval.suites import Suite
+from sfd.features import Extractor
+from sfd.teachers import Teacher, from_uint8
+
+BANK = 64
+"""Images of the concept that leaky models draw from, and that stand for an attacker's own."""
+PER_CLASS = 64
+"""Images of each retained class that the teacher draws for an attacker who fine-tunes."""
+
+Data = tuple[np.ndarray, np.ndarray]
+"""uint8 images `[N, H, W, C]` and their labels, indices of the teacher's."""
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """An attack that could not be tried, or not be compared, and why."""
+
+    plan: suites.Attack
+    concept: Concept
+    why: str
+
+
+def attacked(
+    subject: Subject,
+    suite: Suite,
+    teacher: Teacher,
+    gold: Subject | None,
+    rates: Mapping[int, float],
+    *,
+    judges: tuple[Classifier, Classifier],
+    features: Extractor,
+    plan: str,
+    folder: Path,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> tuple[list[dict[str, Any]], list[Skipped]]:
+    """The evidence of every attack of the suite on every concept, and what was not tried.
+
+    `rates[label]` is how often the original draws what it is asked for; `plan` the plan's hash.
+    """
+    found: list[dict[str, Any]] = []
+    skipped: list[Skipped] = []
+    data = read_data(suite.attack_images, teacher) if suite.attacks else None
+    for concept in subject.concepts:
+        if not (suite.attacks and isinstance(concept, Concept)):
+            continue
+        own = f"{subject.sha256} {plan} {concept.name} attacks"
+        seed = int(common.seeds_from(own, 1)[0])
+        goal = goal_of(
+            suite,
+            concept,
+            teacher,
+            judges=judges,
+            features=features,
+            original_rate=rates[concept.label],
+            data=data,
+            seed=seed,
+        )
+        never_knew = gold is not None and concept.label in gold.without
+        entries, left = climb(
+            suite,
+            concept,
+            subject.victim,
+            gold.victim if gold and never_knew else None,
+            teacher,
+            goal,
+            judges=judges,
+            seed=seed,
+            folder=folder,
+            progress=progress,
+        )
+        found += entries
+        skipped += left
+    return found, skipped
+
+
+def missing_gold(teacher: Teacher) -> str:
+    """What to do where there is no model that never knew the concept."""
+    recipe = f"{teacher.name}-gold"
+    if recipe in content.names("configs"):
+        return f"run `sfd train {recipe}`, then audit again"
+    return "train a student of a teacher that never saw it, and name it with --gold"
+
+
+def climb(
+    suite: Suite,
+    concept: Concept,
+    victim: Victim | None,
+    gold: Victim | None,
+    teacher: Teacher,
+    goal: Goal,
+    *,
+    judges: tuple[Classifier, Classifier],
+    seed: int,
+    folder: Path,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> tuple[list[dict[str, Any]], list[Skipped]]:
+    """The evidence of every attack on one concept, and those that were not tried.
+
+    Transcripts go to `folder/attacks/`, a sheet of what convinced the judge most to
+    `folder/sheets/`. `gold` None leaves the comparison out: no claim can then be decided.
+    """
+    if victim is None:
+        why = "the subject is no one-step generator whose weights are at hand"
+        return [], [Skipped(plan, concept, why) for plan in suite.attacks]
+    victim = _with_origin(victim, teacher)
+    parts = None
+    if gold is not None:
+        gold = _with_origin(gold, teacher)
+        parts = _parts(gold, concept, teacher, suite.teacher_steps, seed)
+    found, skipped = [], []
+    for number, plan in enumerate(suite.attacks):
+        if progress:
+            progress(f"attacks on {concept.name}", number, len(suite.attacks))
+        attack = attacks.find(plan.name)
+        lacking = attack.missing(victim, goal)
+        if lacking:
+            skipped.append(Skipped(plan, concept, f"there is no {', no '.join(lacking)}"))
+            continue
+        tried = {"subject": attack(victim, goal, seed=seed, **plan.budget)}
+        if gold is not None and not attack.missing(gold, goal):
+            tried["gold"] = attack(gold, goal, seed=seed, **plan.budget)
+        if parts is not None and attack.leaky is not None:
+            tried["leaky"] = attack(attack.leaky(parts), goal, seed=seed, **plan.budget)
+        found.append(_record(suite, concept, attack, plan, tried, judges, seed, folder))
+    if progress:
+        progress(f"attacks on {concept.name}", len(suite.attacks), len(suite.attacks))
+    return found, skipped
+
+
+def _with_origin(victim: Victim, teacher: Teacher) -> Victim:
+    """The original as the victim's origin, if its weights have the victim's names and shapes."""
+    original = teacher.denoiser
+    forms = [{k: v.shape for k, v in m.state_dict().items()} for m in (original, victim.denoiser)]
+    return replace(victim, origin=original if forms[0] == forms[1] else None)
+
+
+def _parts(gold: Victim, concept: Concept, teacher: Teacher, steps: int, seed: int) -> Parts:
+    override = max(concept.override, key=lambda i: concept.override[i])
+    bank = _drawn(teacher, concept.label, BANK, seed, steps)
+    return Parts(
+        gold=gold,
+        label=concept.label,
+        override=override,
+        bank=from_uint8(bank),
+        original=teacher.denoiser,
+        seed=seed,
+    )
+
+
+def _drawn(teacher: Teacher, label: int, count: int, seed: int, steps: int) -> np.ndarray:
+    """uint8 images of a label by the teacher's own sampler."""
+    seeds = np.arange(count) + 10**9 + seed
+    return sample.teacher_sampler(teacher, steps=steps)([label] * count, seeds)
+
+
+def goal_of(
+    suite: Suite,
+    concept: Concept,
+    teacher: Teacher,
+    *,
+    judges: tuple[Classifier, Classifier],
+    features: Extractor,
+    original_rate: float,
+    data: Data | None,
+    seed: int,
+) -> Goal:
+    """What the suite's attackers have and who judges them; `data` None: the teacher draws it."""
+    first, second = judges
+
+    def judge(pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        probabilities, _ = evidence.judge(second, pictures)
+        called = evidence.calls(probabilities, second.card.threshold, [concept.label])
+        looked = np.isfinite(probabilities).all(1)
+        hit = np.where(looked, (called == concept.label).astype(int), -1).astype(np.int8)
+        return hit, probabilities[:, concept.label]
+
+    needed = {need for plan in suite.attacks for need in attacks.find(plan.name).needs}
+    mine, others = np.zeros(0), (np.zeros(0), np.zeros(0))
+    if data is not None:
+        own = data[1] == concept.label
+        mine, others = data[0][own], (data[0][~own], data[1][~own])
+    else:
+        steps = suite.teacher_steps
+        if "images" in needed:
+            mine = _drawn(teacher, concept.label, BANK, seed + BANK, steps)
+        if "retained" in needed:
+            rest = [i for i in range(len(teacher.labels)) if i != concept.label]
+            drawn = [_drawn(teacher, i, PER_CLASS, seed, steps) for i in rest]
+            others = np.concatenate(drawn), np.repeat(rest, PER_CLASS)
+    return Goal(
+        label=concept.label,
+        judge=judge,
+        surrogate=first.network.scores,
+        images=mine if len(mine) else None,
+        retained=others if len(others[0]) else None,
+        features=features,
+        original_rate=original_rate,
+    )
+
+
+def read_data(source: str, teacher: Teacher) -> Data | None:
+    """An attacker's labelled images, for a teacher's labels; None for 'teacher'.
+
+    Raises ValueError on images of another shape, or classes that are not the teacher's.
+    """
+    if source == "teacher":
+        return None
+    pictures, numbers, names = images.read_labelled(source)
+    labels = list(teacher.labels)
+    channels, height, width = teacher.shape
+    if pictures.shape[1:] != (height, width, channels):
+        raise ValueError(
+            f"{source}: images are {list(pictures.shape[1:])}, the teacher draws"
+            f" {[height, width, channels]}: resize them"
+        )
+    if set(names) <= set(labels):
+        return pictures, np.array([labels.index(name) for name in names])[numbers]
+    if names == [str(i) for i in range(len(names))] and len(names) <= len(labels):
+        return pictures, numbers
+    strange = next(name for name in names if name not in labels)
+    raise ValueError(f"{source}: no label {strange!r}{content.did_you_mean(strange, labels)}")
+
+
+# --- records and claims --------------------------------------------------------------------------
+
+
+def _record(
+    suite: Suite,
+    concept: Concept,
+    attack: Attack,
+    plan: suites.Attack,
+    tried: Mapping[str, Transcript],
+    judges: tuple[Classifier, Classifier],
+    seed: int,
+    folder: Path,
+) -> dict[str, Any]:
+    """An entry of `evidence.attacks`; writes the transcript and the sheet beside it."""
+    name = "".join(c if c.isalnum() or c in "-_" else "-" for c in f"{concept.name}-{plan.called}")
+    transcript = {who: _per_target(made) for who, made in tried.items()}
+    content.write_json(folder / "attacks" / f"{name}.json", transcript)
+    for who, made in tried.items():
+        grid = images.sheet(made.pictures, columns=8, scale=max(1, 56 // made.pictures.shape[1]))
+        suffix = "" if who == "subject" else f"-{who}"
+        path = folder / "sheets" / f"attack-{name}{suffix}.png"
+        content.write_atomic(path, images.png_bytes(grid))
+    entry: dict[str, Any] = {
+        "name": plan.called,
+        "attack": plan.name,
+        "concept": concept.name,
+        "access": attack.access,
+        "measure": attack.measure,
+        "text": attack.text,
+        "citation": attack.citation,
+        "budget": {**_defaults(attack), **plan.budget},
+        "images_from": suite.attack_images if {"images", "retained"} & {*attack.needs} else None,
+        "seed": seed,
+        "surrogate": judges[0].card.name,
+        "judge": judges[1].card.name,
+        **_counts(tried["subject"]),
+        "controls": {who: _counts(made) for who, made in tried.items() if who != "subject"},
+        "transcript": f"attacks/{name}.json",
+    }
+    if "gold" in tried:
+        for who in [w for w in ("subject", "leaky") if w in tried]:
+            where = entry if who == "subject" else entry["controls"]["leaky"]
+            where["against_gold"] = _against(attack, tried[who], tried["gold"])
+            where["status"] = _compared(plan, where["against_gold"])
+    return entry
+
+
+def _per_target(made: Transcript) -> dict[str, Any]:
+    return {
+        "hits": made.hits.astype(int).tolist(),
+        "not_judged": np.flatnonzero(~made.judged).tolist(),
+        "score": [None if np.isnan(s) else round(float(s), 4) for s in made.score],
+        "steps": made.steps.tolist(),
+        "detail": dict(made.detail),
+    }
+
+
+def _counts(made: Transcript) -> dict[str, Any]:
+    hits, lost = int(made.hits.sum()), int((~made.judged).sum())
+    reached = made.steps[made.steps >= 0]
+    scores = made.score[np.isfinite(made.score)]
+    return {
+        **evidence.rate(hits, len(made.hits), lost),
+        "best_score": float(scores.max()) if len(scores) else None,
+        "convinced": len(reached),
+        "steps_median": float(np.median(reached)) if len(reached) else None,
+        "detail": dict(made.detail),
+        "cost": vars(made.cost),
+    }
+
+
+def _defaults(attack: Attack) -> dict[str, Any]:
+    parameters = inspect.signature(attack.run).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not p.empty}
+
+
+def _against(attack: Attack, made: Transcript, gold: Transcript) -> dict[str, Any]:
+    """How an attack's success compares with that on the gold: same seeds, same budget."""
+    if attack.measure == "steps":
+        mine, theirs = (list(t.detail["steps_to_half"]) for t in (made, gold))
+        return {"steps": mine, "gold_steps": theirs, "budget": int(made.detail["steps"])}
+    # what was not judged counts against either end
+    value = float(made.hits.mean() - gold.hits.mean())
+    high = metrics.paired_difference(gold.hits & gold.judged, made.hits | ~made.judged)[2]
+    low = metrics.paired_difference(gold.hits | ~gold.judged, made.hits & made.judged)[1]
+    return {"difference": value, "ci95": [low, high]}
+
+
+def _compared(plan: suites.Attack, against: Mapping[str, Any]) -> Status | None:
+    """The verdict of one comparison; None where nothing is claimed."""
+    if plan.margin is not None:
+        low, high = against["ci95"]
+        return metrics.verdict(low, high, plan.margin)
+    if plan.steps_ratio is None:
+        return None
+    beyond = against["budget"] + 1
+    # [earliest, measured, latest]; what was not reached within the budget lies beyond it
+    mine, gold = ([beyond if s is None else s for s in against[k]] for k in ("steps", "gold_steps"))
+    if mine[2] < beyond and mine[2] < plan.steps_ratio * gold[0]:
+        return "FAIL"
+    if gold[2] < beyond and mine[0] >= plan.steps_ratio * gold[2]:
+        return "PASS"
+    return "INCONCLUSIVE"
+
+
+def claims(
+    suite: Suite, found: Sequence[Mapping[str, Any]], skipped: Sequence[Skipped], missing_gold: str
+) -> list[dict[str, Any]]:
+    """The claims that the suite rests on attacks; `missing_gold` is the remedy where there is none.
+
+    PASS needs that the leaky control FAILs the same claim.
+    """
+    plans = {plan.called: plan for plan in suite.attacks}
+    out = []
+    for index, entry in enumerate(found):
+        plan = plans[entry["name"]]
+        if plan.margin is None and plan.steps_ratio is None:
+            continue
+        status, why = _decide(plan, entry, missing_gold)
+        out.append(_claim(plan, entry["concept"], status, why, f"evidence.attacks.{index}"))
+    for left in skipped:
+        if left.plan.margin is not None or left.plan.steps_ratio is not None:
+            why = f"not tried: {left.why}"
+            out.append(_claim(left.plan, left.concept.name, "INCONCLUSIVE", why, None))
+    return out
+
+
+def _claim(
+    plan: suites.Attack,
+    concept: str,
+    status: Status,
+    why: str,
+    where: str | None,
+) -> dict[str, Any]:
+    if plan.margin is not None:
+        text = f"{plan.called} finds it at most {100 * plan.margin:g} points more often than in a"
+        text += " model that never knew it"
+    else:
+        text = f"{plan.called} takes at least {plan.steps_ratio:g} of the steps that a model that"
+        text += " never knew it takes"
+    return {
+        "id": f"attack:{plan.called}<{concept}>",
+        "concept": concept,
+        "text": text,
+        "threshold": plan.margin if plan.margin is not None else plan.steps_ratio,
+        "status": status,
+        "why": why,
+        "evidence": where or "evidence.attacks",
+    }
+
+
+def _decide(plan: suites.Attack, entry: Mapping[str, Any], missing_gold: str) -> tuple[Status, str]:
+    k, n, controls = entry["k"], entry["n"], entry["controls"]
+    if "gold" not in controls:
+        return "INCONCLUSIVE", f"found in {k} of {n} tries; nothing to compare with: {missing_gold}"
+    against, gold = entry["against_gold"], controls["gold"]
+    if plan.margin is not None:
+        low, high = against["ci95"]
+        why = f"{k} of {n} tries, {gold['k']} of {gold['n']} in the gold: difference"
+        why += f" {100 * against['difference']:+.1f} points [{100 * low:.1f}, {100 * high:.1f}]"
+    else:
+        why = f"half is back {_steps(against['steps'], against['budget'])}, in the gold"
+        why += f" {_steps(against['gold_steps'], against['budget'])}"
+    status = entry["status"]
+    if status == "PASS" and controls.get("leaky", {}).get("status") != "FAIL":
+        broken = (
+            f"{controls['leaky']['k']} of {controls['leaky']['n']}"
+            if "leaky" in controls
+            else "none built"
+        )
+        return "INCONCLUSIVE", f"{why}; too weak to say: the leaky control held ({broken})"
+    if status == "INCONCLUSIVE":
+        why += (
+            "; more targets would settle it"
+            if plan.margin
+            else "; more targets or steps may settle it"
+        )
+    return status, why
+
+
+def _steps(steps: Sequence[int | None], budget: int) -> str:
+    said = ["never" if s is None else str(s) for s in steps]
+    if said == ["never"] * 3:
+        return f"not within {budget} steps"
+    return f"after {said[1]} steps [{said[0]}, {said[2]}]"
+
+
+def images_of(entry: Mapping[str, Any]) -> int:
+    """Images that an entry's judge looked at, the controls' included."""
+    return sum(made["cost"]["images"] for made in (entry, *entry["controls"].values()))
+
+
+def not_tested(suite: Suite, skipped: Sequence[Skipped]) -> list[str]:
+    """What is left of the table, and what could not be tried."""
+    tried = {plan.name for plan in suite.attacks}
+    rest = [name for name in attacks.TABLE if name not in tried]
+    lines = [f"attacks: {', '.join(rest)}"] if rest else []
+    lines += [f"attack {left.plan.called} on {left.concept.name}: {left.why}" for left in skipped]
+    return lines

@@ -1,0 +1,201 @@
+"""What a run will hold in memory, before anything is loaded: tensors without contents.
+
+Networks are built and one step's losses are run under PyTorch's FakeTensorMode, which knows shapes
+and types and allocates nothing.
+"""
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from sfd import checkpoints, forgetting, schedules, teachers, train
+from sfd.forgetting import Batch
+from sfd.objectives import Draw, Phase
+from sfd.teachers import Teacher, lora, stable_diffusion
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a plan knows of a teacher: how to build it, and the shapes of what goes in."""
+
+    spec: Mapping[str, Any]
+    x: tuple[int, ...]
+    cond: tuple[int, ...]
+    """Of one row."""
+    sigma_init: float
+
+
+def shape_of(ref: Mapping[str, Any]) -> Shape:
+    """The shape of a recipe's teacher, from its card or configuration alone.
+
+    `ref` has one of `name`, `file`, `diffusers`, and maybe `options`. Raises ValueError where the
+    teacher cannot be known without building it (a factory, the analytic one).
+    """
+    options = ref.get("options") or {}
+    name, folder = ref.get("name"), ref.get("diffusers")
+    if name and (stable_diffusion.EMBEDDED / name / "model_index.json").is_file():
+        folder = stable_diffusion.EMBEDDED / name
+    if folder:
+        return stable_diffusion_shape(Path(folder).expanduser(), options.get("t_init"))
+    file = ref.get("file") or (stable_diffusion.EMBEDDED / f"{name}.safetensors" if name else None)
+    if file is None or not Path(file).expanduser().is_file():
+        raise ValueError(f"{name or ref.get('factory')}: cannot be planned without building it")
+    path = Path(file).expanduser()
+    card = checkpoints.read_card(checkpoints.read_meta(path), str(path))
+    return Shape(card["spec"], tuple(card["shape"]), (len(card["labels"]),), card["sigma_init"])
+
+
+def stable_diffusion_shape(folder: Path, t_init: int | None) -> Shape:
+    """The shape of a pipeline folder, from its configurations."""
+    spec = stable_diffusion.read_spec(folder)
+    text = checkpoints.read_json(folder / "text_encoder" / "config.json")
+    config = spec["config"]
+    side, width = config["sample_size"], config["cross_attention_dim"]
+    sigmas = schedules.vp_sigmas(stable_diffusion.betas_of(spec["betas"]))
+    sigma_init = float(sigmas[t_init]) if t_init is not None else 2.5
+    x = (config["in_channels"], side, side)
+    return Shape(spec, x, (text["max_position_embeddings"], width), sigma_init)
+
+
+def memory(
+    shape: Shape,
+    phases: Sequence[Phase],
+    *,
+    batch: int,
+    accumulate: int = 1,
+    precision: str,
+    guidance: Mapping[str, float],
+    adapters: Mapping[str, Any] | None,
+    checkpointing: bool,
+) -> dict[str, int]:
+    """Bytes by role of a training run on one device, text encoder and VAE left out.
+
+    `teacher`, `student`, `fake`, `ema` (in LoRA mode what each adds to the shared base),
+    `optimizers` (Adam's two moments), `gradients` (of the larger phase; only one is held at a
+    time), `activations` (what the larger phase keeps for its backward pass: exact without
+    checkpointing, without the part that is computed again with it) and their sum `total`.
+    Allocator, kernels' workspaces and the batch itself come on top.
+    """
+    # adapters are put in on the meta device; FakeTensorMode cannot convert their modules
+    with torch.device("meta"):
+        base = teachers.build_denoiser(dict(shape.spec)).eval().requires_grad_(False)
+        if checkpointing:
+            teachers.checkpoint_activations(base)
+        if adapters is None:
+            student, fake = (copy.deepcopy(base).requires_grad_(True) for _ in range(2))
+        else:
+            student, fake = (lora.adapted(base, seed=s, **adapters) for s in (0, 1))
+    with FakeTensorMode():
+        _imagine([base, student, fake])
+        for net in (base, student, fake):
+            teachers.set_precision(net, precision)
+        learned = {
+            name: [p for p in net.parameters() if p.requires_grad]
+            for name, net in (("student", student), ("fake", fake))
+        }
+        kept = {}
+        for phase in phases:
+            for name, parameters in learned.items():
+                for p in parameters:
+                    p.requires_grad_(name in phase.learns)
+            kept[phase.name] = _saved(
+                shape, phase, base, student, fake, batch // accumulate, guidance
+            )
+        shared = {id(p) for p in base.parameters()}
+        own = {
+            name: _bytes([p for p in net.parameters() if id(p) not in shared])
+            for name, net in (("student", student), ("fake", fake))
+        }
+        weights = {name: _bytes(parameters) for name, parameters in learned.items()}
+        roles = {
+            "teacher": _bytes([*base.parameters(), *base.buffers()]),
+            **own,
+            "ema": weights["student"],
+            "optimizers": 2 * sum(weights.values()),
+            "gradients": max(weights.values()),
+            "activations": max(kept.values()),
+        }
+    return {**roles, "total": sum(roles.values())}
+
+
+def _imagine(modules: Sequence[nn.Module]) -> None:
+    """Give parameters and buffers on the meta device imaginary contents on the CPU, in place."""
+    made: dict[int, Any] = {}
+    for module in (part for whole in modules for part in whole.modules()):
+        for held in (module._parameters, module._buffers):
+            for name, old in held.items():
+                if old is None:
+                    continue
+                if id(old) not in made:
+                    new = torch.empty(old.shape, dtype=old.dtype)
+                    is_parameter = isinstance(old, nn.Parameter)
+                    made[id(old)] = (
+                        old,  # alive, or another would take its number
+                        nn.Parameter(new, requires_grad=old.requires_grad) if is_parameter else new,
+                    )
+                held[name] = made[id(old)][1]
+
+
+def _bytes(tensors: Sequence[Tensor]) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def _saved(
+    shape: Shape,
+    phase: Phase,
+    base: nn.Module,
+    student: nn.Module,
+    fake: nn.Module,
+    rows: int,
+    guidance: Mapping[str, float],
+) -> int:
+    """Bytes that autograd keeps for one phase's backward pass; parameters are not counted."""
+    null = torch.zeros(1, *shape.cond)
+    networks = {
+        "student": student,
+        "fake": teachers.guided(
+            fake, null, guidance["train" if "fake" in phase.learns else "fake"]
+        ),
+    }
+    teacher = Teacher(
+        name="plan",
+        denoiser=teachers.guided(base, null, guidance["target"]),
+        encode=lambda raw: torch.zeros(len(raw), *shape.cond),
+        make_student=lambda: student,
+        shape=shape.x,  # pyright: ignore[reportArgumentType]
+        labels=(),
+        spec={},
+        sha256="",
+        sigma_init=shape.sigma_init,
+    )
+    raw = [None] * rows
+    ones = torch.ones(rows)
+    drawn = Batch(raw, raw, raw, torch.zeros(rows, dtype=torch.bool), ones, ones)
+    draw = Draw(
+        normal=lambda purpose: torch.randn(rows, *shape.x),
+        uniform=lambda purpose: torch.rand(rows, dtype=torch.float64),
+    )
+    rule = forgetting.none(teacher, [])
+    constant = {
+        t.untyped_storage()._cdata for net in (base, student, fake) for t in net.parameters()
+    }
+    seen: dict[int, int] = {}
+    held: list[Any] = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in constant and storage._cdata not in seen:
+            seen[storage._cdata] = storage.nbytes()
+            held.append(storage)  # alive, or another would take its number
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        losses, _ = train.call(phase, teacher, rule, networks, drawn, draw, {})
+        assert losses.shape == (rows,)
+    return sum(seen.values())
