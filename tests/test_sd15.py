@@ -9,14 +9,26 @@ import torch
 import yaml
 from typer.testing import CliRunner
 
-from sfd import checkpoints, cli, concepts, configs, content, forgetting, jobs, schedules, teachers
+from sfd import (
+    checkpoints,
+    cli,
+    concepts,
+    configs,
+    content,
+    forgetting,
+    jobs,
+    schedules,
+    teachers,
+    verbs,
+)
 from sfd.classifiers import Card
 
 CPU = torch.device("cpu")
 RECIPES = [name for name in content.names("configs") if name.startswith("sd15-")]
 CONCEPTS = ["angelina-jolie", "brad-pitt", "nudity", "van-gogh"]
 QUICK = ("train.images=4", "train.batch=2", "train.accumulate=1", "train.watch=0", "train.tick=2",
-         "train.checkpoint=1000", "train.lr_student=1e-3", "train.lr_fake=1e-3")  # fmt: skip
+         "train.checkpoint=1000", "train.lr_student=1e-3", "train.lr_fake=1e-3",
+         "train.precision=fp32")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -118,13 +130,19 @@ def test_a_recipe_is_dry_run_and_trains_two_steps(name, place):
     assert len(stats) == 2, "two steps"
 
 
+def test_a_recipe_is_planned(place):
+    """A phase's table of noise levels is real where everything else is imagined."""
+    roles = verbs.plan_run(tiny(place, "sd15-distil", "train.checkpointing=false"))
+    assert roles["student"] == roles["ema"] > 0 and roles["activations"] > 0
+
+
 @pytest.mark.parametrize(
     ("rule", "options"),
     [("negative", "{k: 4.5}"), ("anchor", "{to: a person in a coat}"), ("pseudo-label", "{}")],
 )
 def test_other_rules_train_on_prompts(rule, options, place):
     plan = f"forgetting={{rule: {rule}, share: 0.5, options: {options}}}"
-    folder = trained(place, "sd15-forget-nudity", plan, out=rule)
+    folder = trained(place, "sd15-forget-nudity", plan, "train.precision=bf16", out=rule)
     tensors, _ = checkpoints.read_tensors(folder / "student.safetensors")
     assert all(torch.isfinite(value).all() for value in tensors.values())
 
