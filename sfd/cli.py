@@ -123,6 +123,8 @@ def _main_job(
     recipe, _, out_too = _recipe(name, overrides)
     folder = jobs.folder_of(name, recipe, out or out_too)
     job = jobs.prepare(name, recipe, jobs.device_of(device))
+    for note in jobs.notes(recipe) if os.environ.get("RANK", "0") == "0" else ():
+        print(f"note: {note}", file=sys.stderr)
     if dry_run:
         resolved = {"folder": str(folder), "sha256": job.sha256, **configs.plain(recipe)}
         resolved["all_concepts"] = jobs.described(job)
@@ -432,8 +434,8 @@ def validate(
     """Check content files (default: all), and the contracts of your own pieces in a recipe."""
     from sfd import verbs
 
-    checked, wrong = verbs.validate(names or [])
-    for line in wrong:
+    checked, wrong, notes = verbs.validate(names or [])
+    for line in [*notes, *wrong]:
         print(line, file=sys.stderr)
     say(f"{checked} files checked, {len(wrong)} wrong")
     raise typer.Exit(2 if wrong else 0)

@@ -4,6 +4,7 @@ A rule knows nothing of objectives. The forget step is the retain step with anot
 condition: one forward pass serves both kinds of row.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,9 +14,10 @@ import torch
 from scipy.special import ndtr
 from torch import Tensor, nn
 
-from sfd import noise
-from sfd.concepts import AnyConcept
-from sfd.teachers import Raw, Teacher
+from sfd import classifiers, content, noise, plugins
+from sfd.concepts import AnyConcept, Concept, PromptConcept
+from sfd.concepts.prompts import substitute
+from sfd.teachers import Raw, Teacher, unguided
 
 
 @dataclass(frozen=True)
@@ -51,12 +53,23 @@ class Rule:
     mask: Callable[[nn.Module], dict[str, Tensor]] | None = None
 
 
+def _no_notes(options: Mapping[str, Any]) -> tuple[str, ...]:
+    return ()
+
+
 @dataclass(frozen=True)
 class Row:
-    """A row of RULES: `build(teacher, concepts, **options) -> Rule` and whom to cite."""
+    """A row of RULES: `build(teacher, concepts, **options) -> Rule` and whom to cite.
+
+    `notes(options)` is what its user should know before a run, a sentence each.
+    """
 
     build: Callable[..., Rule]
     citation: str
+    notes: Callable[[Mapping[str, Any]], tuple[str, ...]] = _no_notes
+
+
+Target = Callable[[Tensor, Tensor, Batch, Tensor], Tensor]
 
 
 def none(teacher: Teacher, concepts: Sequence[AnyConcept]) -> Rule:
@@ -71,22 +84,236 @@ def override(teacher: Teacher, concepts: Sequence[AnyConcept]) -> Rule:
 
     SFD, arXiv 2409.11219, eq. 11. Raises ValueError if there is no concept.
     """
-    if not concepts:
-        raise ValueError("forgetting rule 'override' needs at least one entry in `concepts`")
+    _need(concepts, "override")
     return Rule(target=_at_target_condition(teacher))
 
 
-def _at_target_condition(teacher: Teacher) -> Callable[[Tensor, Tensor, Batch, Tensor], Tensor]:
+def _at_target_condition(teacher: Teacher) -> Target:
     def target(x: Tensor, sigma: Tensor, batch: Batch, fake_x0: Tensor) -> Tensor:
         return teacher.denoiser(x, sigma, teacher.encode(batch.target))
 
     return target
 
 
+def _need(concepts: Sequence[AnyConcept], rule: str) -> None:
+    if not concepts:
+        raise ValueError(f"forgetting rule {rule!r} needs at least one entry in `concepts`")
+
+
+# --- negative ------------------------------------------------------------------------------------
+
+
+def negative(teacher: Teacher, concepts: Sequence[AnyConcept], *, k: float = 3.0) -> Rule:
+    """Guided away from what is forgotten, towards the override: D(c-) + k (D(c) - D(c-)).
+
+    c- are a concept's `negative` prompts, joined by commas, or the forgotten class; k takes the
+    place of the recipe's guidance in the forget rows. Retained rows are those of `override`.
+    ESD's target (arXiv 2303.07345) has the null in the place of c. Raises ValueError if there is no
+    concept, or one of prompts without `negative`.
+    """
+    _need(concepts, "negative")
+    away_from, plain = _negatives(concepts), unguided(teacher.denoiser)
+
+    def guided_away(x: Tensor, sigma: Tensor, asked: Raw, safe: Raw) -> Tensor:
+        cond = teacher.encode([*(away_from[raw] for raw in asked), *safe])
+        bad, good = plain(x.repeat(2, 1, 1, 1), sigma.repeat(2), cond).chunk(2)
+        return bad + k * (good - bad)
+
+    def target(x: Tensor, sigma: Tensor, batch: Batch, fake_x0: Tensor) -> Tensor:
+        out = torch.empty_like(x)
+        forget = _forget_rows(batch)
+        kept = sorted(set(range(len(x))) - set(forget))
+        asked, safe = ([raw[n] for n in forget] for raw in (batch.student, batch.target))
+        if forget:
+            out[forget] = guided_away(x[forget], sigma[forget], asked, safe)
+        if kept:
+            cond = teacher.encode([batch.target[n] for n in kept])
+            out[kept] = teacher.denoiser(x[kept], sigma[kept], cond)
+        return out
+
+    return Rule(target=target)
+
+
+def _negatives(concepts: Sequence[AnyConcept]) -> dict[Any, Any]:
+    """What each condition to forget is guided away from; of several concepts, from all of them."""
+    words: dict[str, list[str]] = {}
+    labels: dict[Any, Any] = {}
+    for concept in concepts:
+        if isinstance(concept, Concept):
+            labels[concept.label] = concept.label
+            continue
+        if not concept.negative:
+            raise ValueError(
+                f"concept {concept.name} has no `negative` prompts, which rule 'negative' guides"
+                " away from: add them"
+            )
+        for prompt in concept.forget:
+            words.setdefault(prompt, []).extend(concept.negative)
+    return labels | {prompt: ", ".join(dict.fromkeys(all_)) for prompt, all_ in words.items()}
+
+
+def _forget_rows(batch: Batch) -> list[int]:
+    return batch.is_forget.nonzero().flatten().tolist()
+
+
+# --- anchor --------------------------------------------------------------------------------------
+
+
+def anchor(teacher: Teacher, concepts: Sequence[AnyConcept], *, to: int | str | None) -> Rule:
+    """The teacher at one condition for whatever is forgotten: a superclass, or (None) the null.
+
+    `to` is a class by index or name, or a prompt. Ablating Concepts, arXiv 2303.13516.
+    Raises ValueError if there is no concept, if `to` is no condition of the teacher, asks for
+    what is forgotten, or is audited with.
+    """
+    _need(concepts, "anchor")
+    safe = _anchored(teacher, concepts, to)
+
+    def target(x: Tensor, sigma: Tensor, batch: Batch, fake_x0: Tensor) -> Tensor:
+        raw = list(batch.target)
+        for n in _forget_rows(batch):
+            raw[n] = safe
+        return teacher.denoiser(x, sigma, teacher.encode(raw))
+
+    return Rule(target=target)
+
+
+def _anchored(teacher: Teacher, concepts: Sequence[AnyConcept], to: int | str | None) -> Any:
+    if to is None:
+        return None
+    where = "forgetting.options.to"
+    if not teacher.labels:
+        if not isinstance(to, str) or not to.strip():
+            raise ValueError(f"{where}: {to!r} is not a prompt")
+        for concept in (c for c in concepts if isinstance(c, PromptConcept)):
+            if concept.mentions(to):
+                raise ValueError(f"{where}: {to!r} asks for what {concept.name} forgets")
+            if any(prompt.text == to for prompt in concept.holdout):
+                raise ValueError(f"{where}: {concept.name} is audited with {to!r}: use another")
+        return to
+    label = teacher.labels.index(to) if to in teacher.labels else to
+    if type(label) is not int or not 0 <= label < len(teacher.labels):
+        near = content.did_you_mean(str(to), teacher.labels)
+        raise ValueError(f"{where}: {teacher.name} has no class {to!r}{near}")
+    if label in teacher.without or label in [c.label for c in concepts if isinstance(c, Concept)]:
+        raise ValueError(
+            f"{where}: {teacher.labels[label]!r} is not retained, name a class that is"
+        )
+    return label
+
+
+def _notes_of_anchor(options: Mapping[str, Any]) -> tuple[str, ...]:
+    if options.get("to") is not None:
+        return ()
+    return (
+        "the unconditional prediction draws what is forgotten at its prior share (one class of ten:"
+        " 10 %), so a claim of 1 % cannot pass: name a condition in forgetting.options.to",
+    )
+
+
+# --- pseudo-label --------------------------------------------------------------------------------
+
+
+def pseudo_label(teacher: Teacher, concepts: Sequence[AnyConcept]) -> Rule:
+    """The override is what the concept's classifier calls D_psi(x_t), the forgotten masked out.
+
+    A class becomes the class called; in a prompt the concept's words become the label called.
+    D_psi(x_t) is decoded to uint8 and takes no gradient. The classifier is loaded when it is first
+    asked. Raises ValueError if there is no concept, or one without a classifier that has a label
+    left, or one of prompts without words to replace.
+    """
+    _need(concepts, "pseudo-label")
+    load = functools.cache(_load_classifier)
+    call = {concept.name: _masked(load, concept, teacher, concepts) for concept in concepts}
+
+    def relabelled(asked: Raw, pictures: np.ndarray, device: str) -> Raw:
+        out, words = list(asked), [dict[str, str]() for _ in asked]
+        for concept in concepts:
+            rows = [n for n, raw in enumerate(asked) if _asks_for(concept, raw)]
+            called = call[concept.name](pictures[rows], device) if rows else []
+            for n, label in zip(rows, called, strict=True):
+                if isinstance(concept, PromptConcept):
+                    words[n] |= dict.fromkeys(concept.words, label)
+                else:
+                    out[n] = teacher.labels.index(label)
+        return [substitute(raw, w) if w else raw for raw, w in zip(out, words, strict=True)]
+
+    def target(x: Tensor, sigma: Tensor, batch: Batch, fake_x0: Tensor) -> Tensor:
+        raw, rows = list(batch.target), _forget_rows(batch)
+        if rows:
+            pictures = teacher.decode(fake_x0[rows].detach())
+            instead = relabelled([batch.student[n] for n in rows], pictures, str(x.device))
+            for n, safe in zip(rows, instead, strict=True):
+                raw[n] = safe
+        return teacher.denoiser(x, sigma, teacher.encode(raw))
+
+    return Rule(target=target)
+
+
+def _load_classifier(name: str, device: str) -> classifiers.Classifier:
+    return classifiers.load(
+        name, device, backend=lambda b: plugins.resolve(classifiers.BACKENDS, b, "classifiers")
+    )
+
+
+def _asks_for(concept: AnyConcept, raw: Any) -> bool:
+    return concept.mentions(raw) if isinstance(concept, PromptConcept) else concept.label == raw
+
+
+def _masked(
+    load: Callable[[str, str], classifiers.Classifier],
+    concept: AnyConcept,
+    teacher: Teacher,
+    concepts: Sequence[AnyConcept],
+) -> Callable[[np.ndarray, str], list[str]]:
+    """What a concept's classifier calls images, among labels that are not forgotten."""
+    if isinstance(concept, PromptConcept) and not concept.words:
+        raise ValueError(
+            f"concept {concept.name} has no words that rule 'pseudo-label' could replace: give"
+            " override.substitute"
+        )
+    labels = classifiers.read_card(concept.classifier).labels
+    left = [n for n, label in enumerate(labels) if _is_retained(label, teacher, concepts)]
+    if not left:
+        raise ValueError(
+            f"concept {concept.name}: classifier {concept.classifier} has no label that is a"
+            " retained condition; rule 'pseudo-label' needs one"
+        )
+
+    def call(pictures: np.ndarray, device: str) -> list[str]:
+        best = load(concept.classifier, device).probabilities(pictures)[:, left].argmax(1)
+        return [labels[left[n]] for n in best]
+
+    return call
+
+
+def _is_retained(label: str, teacher: Teacher, concepts: Sequence[AnyConcept]) -> bool:
+    if not teacher.labels:
+        prompted = [c for c in concepts if isinstance(c, PromptConcept)]
+        return not any(label == c.label_name or c.mentions(label) for c in prompted)
+    gone = {*teacher.without, *(c.label for c in concepts if isinstance(c, Concept))}
+    return label in teacher.labels and teacher.labels.index(label) not in gone
+
+
+def _notes_of_pseudo_label(options: Mapping[str, Any]) -> tuple[str, ...]:
+    return (
+        "the concept's classifier takes part in the training, so its own verdict on the result is"
+        " not independent: read the second judge's",
+    )
+
+
 RULES: dict[str, Row] = {
     "none": Row(none, "Zhou et al., Score identity Distillation, arXiv 2404.04057"),
     "override": Row(override, "Chen et al., Score Forgetting Distillation, arXiv 2409.11219"),
+    "negative": Row(negative, "Gandikota et al., Erasing Concepts (ESD), arXiv 2303.07345"),
+    "anchor": Row(anchor, "Kumari et al., Ablating Concepts, arXiv 2303.13516", _notes_of_anchor),
+    "pseudo-label": Row(
+        pseudo_label, "Lee, Pseudo-Label, ICML 2013 workshop (WREPL)", _notes_of_pseudo_label
+    ),
 }
+
+
+# --- batches -------------------------------------------------------------------------------------
 
 
 def is_forget(numbers: np.ndarray, share: float) -> np.ndarray:

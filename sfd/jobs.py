@@ -135,6 +135,12 @@ def phases_of(recipe: Recipe, sigma_init: float) -> tuple[Phase, ...]:
     return tuple(_built(build, f"objective ({objective.name})", options))
 
 
+def notes(recipe: Recipe) -> tuple[str, ...]:
+    """What the user of a recipe's rule should know before a run. Raises if there is no such."""
+    row = plugins.resolve(forgetting.RULES, recipe.forgetting.rule, "rules")
+    return row.notes(recipe.forgetting.options) if isinstance(row, forgetting.Row) else ()
+
+
 def _conditions(recipe: Recipe, teacher: Teacher) -> tuple[list[AnyConcept], list[Any]]:
     """What a recipe forgets, all that it starts from included, and what it retains."""
     if not teacher.labels:
@@ -437,4 +443,4 @@ def _gold_of(
 
 
 __all__ = ["CODES", "Job", "audit_subject", "device_of", "folder_of", "lineage",
-           "prepare", "run_job", "train_job"]  # fmt: skip
+           "notes", "prepare", "run_job", "train_job"]  # fmt: skip

@@ -127,7 +127,8 @@ def memory(
             student, fake = (copy.deepcopy(base).requires_grad_(True) for _ in range(2))
         else:
             student, fake = (lora.adapted(base, seed=s, **adapters) for s in (0, 1))
-    with FakeTensorMode():
+    # a phase's own tables (uniform-t's noise levels) are real tensors
+    with FakeTensorMode(allow_non_fake_inputs=True):
         _imagine([base, student, fake])
         for net in (base, student, fake):
             teachers.set_precision(net, precision)

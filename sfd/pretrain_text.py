@@ -29,8 +29,8 @@ from sfd import (
 )
 from sfd.configs import TextTeacherRecipe
 from sfd.pretrain import data_order
+from sfd.schedules import named_betas
 from sfd.teachers import from_uint8
-from sfd.teachers.ddpm import named_betas
 
 BETAS: dict[str, Any] = {"name": "scaled_linear", "start": 0.00085, "end": 0.012, "steps": 1000}
 """Stable Diffusion's chain."""

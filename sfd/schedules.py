@@ -36,6 +36,15 @@ def linear_betas(steps: int = 1000, start: float = 1e-4, end: float = 0.02) -> T
     return torch.linspace(start, end, steps, dtype=torch.float64)
 
 
+def named_betas(*, name: str, start: float, end: float, steps: int) -> Tensor:
+    """A chain's betas by the name diffusers gives them, float64 `[steps]`."""
+    if name == "linear":
+        return linear_betas(steps, start, end)
+    if name == "scaled_linear":
+        return torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64) ** 2
+    raise ValueError(f"no betas called {name!r}; known: linear, scaled_linear")
+
+
 def log_normal(*, mean: float = -1.2, std: float = 1.2) -> Sampler:
     """ln sigma ~ N(mean, std^2), from u ~ U(0, 1). arXiv 2206.00364, table 1."""
 
@@ -69,13 +78,24 @@ def log_uniform(*, sigma_min: float = 0.02, sigma_max: float = 25.0) -> Sampler:
     return sample
 
 
-def uniform_t(*, t_min: int = 38, t_max: int = 712, steps: int = 1000) -> Sampler:
-    """sigma of a DDPM time t uniform over [t_min, t_max), from u ~ U(0, 1).
+def uniform_t(
+    *,
+    t_min: int = 38,
+    t_max: int = 712,
+    steps: int = 1000,
+    betas: str = "linear",
+    start: float = 1e-4,
+    end: float = 0.02,
+) -> Sampler:
+    """sigma of a discrete time t uniform over [t_min, t_max), from u ~ U(0, 1).
 
-    The default is the published class-conditional setting, sigma 0.137 to 13.0. SFD,
-    arXiv 2409.11219.
+    The chain is that of `named_betas(name=betas, ...)`; the default is the published
+    class-conditional setting, sigma 0.137 to 13.0. SFD, arXiv 2409.11219. Raises ValueError if the
+    times are none of the chain's.
     """
-    sigmas = vp_sigmas(linear_betas(steps))
+    if not 0 <= t_min < t_max <= steps:
+        raise ValueError(f"uniform-t: [{t_min}, {t_max}) are no times of a chain of {steps} steps")
+    sigmas = vp_sigmas(named_betas(name=betas, start=start, end=end, steps=steps))
 
     def sample(u: Tensor) -> Tensor:
         index = t_min + (u.double() * (t_max - t_min)).long().clamp(max=t_max - t_min - 1)

@@ -363,25 +363,28 @@ def listing() -> dict[str, list[str]]:
     }
 
 
-def validate(names: Sequence[str]) -> tuple[int, list[str]]:
-    """How many content files were checked, and a line for each that is wrong."""
+def validate(names: Sequence[str]) -> tuple[int, list[str], list[str]]:
+    """How many content files were checked, a line for each that is wrong, and notes on the rest."""
     files = [Path(n) for n in names] or [
         path
         for kind in ("configs", "concepts", "eval/suites")
         for name in content.names(kind)
         for path in [content.find(kind, name)]
     ] + [classifiers.folder_of(name) / "card.yaml" for name in content.names("classifiers")]
-    wrong = []
+    wrong, notes = [], []
     for path in files:
         try:
-            _validate(path)
+            notes += [f"note: {path}: {text}" for text in _validate(path)]
         except ValueError as error:
             wrong.append(str(error))
-    return len(files), wrong
+    return len(files), wrong, notes
 
 
-def _validate(path: Path) -> None:
-    """Check one file, and what it names; a recipe also against the contracts of what it names."""
+def _validate(path: Path) -> tuple[str, ...]:
+    """Check one file, and what it names; a recipe also against the contracts of what it names.
+
+    Returns what its user should know.
+    """
     if not path.exists():
         raise ValueError(f"{path}: no such file")
     data = content.read_yaml(path)
@@ -394,25 +397,29 @@ def _validate(path: Path) -> None:
     elif configs.kind_of(path) is not configs.Recipe:
         configs.load_teacher(str(path))
     else:
-        _validate_recipe(path)
+        return _validate_recipe(path)
+    return ()
 
 
-def _validate_recipe(path: Path) -> None:
+def _validate_recipe(path: Path) -> tuple[str, ...]:
     recipe = configs.load(str(path))
     for name in jobs.lineage(recipe):
         concepts.read(name)
+    if recipe.prompts:
+        concepts.read_prompts(recipe.prompts)
     if recipe.audit:
         suites.load(recipe.audit.suite, recipe.audit.n)
     ref = recipe.teacher
     if ref.name and ref.name not in teachers.embedded():
         near = content.did_you_mean(ref.name, teachers.embedded())
         raise ValueError(f"{path}: no teacher called {ref.name!r}{near}")
+    notes = jobs.notes(recipe)
     if ref.file or ref.diffusers:
-        plugins.resolve(forgetting.RULES, recipe.forgetting.rule, "rules")
         plugins.resolve(objectives.TABLE, recipe.objective.name, "objectives")
-        return  # the user's weights need not be on this machine for a recipe to be well formed
+        return notes  # the user's weights need not be here for a recipe to be well formed
     job = jobs.prepare(str(path), recipe, torch.device("cpu"))
     check_job(job)
+    return notes
 
 
 def check_job(job: Job) -> None:

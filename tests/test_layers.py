@@ -49,6 +49,7 @@ SIDEWAYS = {
     ("features", "classifiers"): "a feature extractor is a classifier's last layer",
     # 2
     ("forgetting", "teachers"): "a rule sees the teacher's contract",
+    ("forgetting", "plugins"): "a rule asks a judge of the user's own",
     ("teachers", "plugins"): "a user's own teacher",
     # 3
     ("train", "state"): "the loop",

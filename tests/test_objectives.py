@@ -340,6 +340,8 @@ def test_batch_loss_is_the_weighted_sum_over_the_batch_size(tmp_path, monkeypatc
         found[key] = [p.grad.clone() for p in parameters]
         return torch.tensor(float("nan"))  # not finite: the loop steps nothing and stops
 
+    for net in (student, fake):
+        net.requires_grad_(True)
     monkeypatch.setattr(state, "gradient_norm", note)
     with pytest.raises(state.Stopped):
         training.train(

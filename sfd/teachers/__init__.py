@@ -13,7 +13,7 @@ from torch import nn
 
 from sfd import checkpoints, content, plugins
 from sfd.teachers import diffusers_unet, mixture, stable_diffusion
-from sfd.teachers.contract import Raw, Teacher, from_uint8, guided, one_hot, to_uint8
+from sfd.teachers.contract import Raw, Teacher, from_uint8, guided, one_hot, to_uint8, unguided
 from sfd.teachers.ddpm import DDPMDenoiser
 from sfd.teachers.diffusers_unet import DiffusersDenoiser
 from sfd.teachers.edm import EDMDenoiser
@@ -38,6 +38,7 @@ __all__ = [
     "read_file",
     "set_precision",
     "to_uint8",
+    "unguided",
 ]
 
 Adapter = EDMDenoiser | DDPMDenoiser | DiffusersDenoiser | StableDiffusionDenoiser

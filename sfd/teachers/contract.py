@@ -84,3 +84,8 @@ class Guided(nn.Module):
 def guided(denoiser: nn.Module, null: Tensor, k: float) -> nn.Module:
     """The denoiser under classifier-free guidance; itself where `k` is 1."""
     return denoiser if k == 1 else Guided(denoiser, null, k)
+
+
+def unguided(denoiser: nn.Module) -> nn.Module:
+    """The denoiser without the guidance that `guided` gave it."""
+    return denoiser.denoiser if isinstance(denoiser, Guided) else denoiser

@@ -9,15 +9,6 @@ from torch import Tensor, nn
 from sfd import networks, schedules
 
 
-def named_betas(*, name: str, start: float, end: float, steps: int) -> Tensor:
-    """A chain's betas by the name diffusers gives them, float64 `[steps]`."""
-    if name == "linear":
-        return schedules.linear_betas(steps, start, end)
-    if name == "scaled_linear":
-        return torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64) ** 2
-    raise ValueError(f"no betas called {name!r}; known: linear, scaled_linear")
-
-
 class DiscreteTimes(nn.Module):
     """sigma of each discrete time, and the (fractional) time of a sigma."""
 

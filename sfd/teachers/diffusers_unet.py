@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from sfd import checkpoints, content
+from sfd.schedules import named_betas
 from sfd.teachers.contract import Teacher, one_hot
-from sfd.teachers.ddpm import DiscreteTimes, named_betas, predicted_x0
+from sfd.teachers.ddpm import DiscreteTimes, predicted_x0
 
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
 

@@ -16,8 +16,9 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from sfd import checkpoints, content
+from sfd.schedules import named_betas
 from sfd.teachers.contract import Raw, Teacher, to_uint8
-from sfd.teachers.ddpm import DiscreteTimes, named_betas, predicted_x0
+from sfd.teachers.ddpm import DiscreteTimes, predicted_x0
 
 PARTS = ("unet", "text_encoder", "tokenizer", "vae", "scheduler")
 EMBEDDED = Path(__file__).parent / "weights"
