@@ -16,7 +16,7 @@ def quick_gold():
     text = Path(configs.__file__).parents[1].joinpath("configs/digits-gold.yaml").read_text()
     Path("configs").mkdir()
     assert "images: 44800" in text
-    Path("configs/digits-gold.yaml").write_text(text.replace("images: 44800", "images: 9600"))
+    Path("configs/digits-gold.yaml").write_text(text.replace("images: 44800", "images: 12800"))
     recipe = Path(configs.__file__).parents[1].joinpath("configs/digits-forget-three.yaml")
     assert "suite: digits}" in recipe.read_text()
     quick = recipe.read_text().replace("suite: digits}", "suite: digits-quick}")
