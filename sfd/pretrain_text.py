@@ -379,7 +379,7 @@ def _save(
     tokenizer: Any,
     about: Mapping[str, Any],
 ) -> None:
-    """Write the pipeline in half precision, whole or not at all."""
+    """Write the pipeline, its convolutional networks in half precision, whole or not at all."""
     from diffusers import DDIMScheduler, StableDiffusionPipeline  # pyright: ignore[reportPrivateImportUsage]
 
     scheduler = DDIMScheduler(
@@ -391,7 +391,9 @@ def _save(
         timestep_spacing="trailing",
         clip_sample=False,
     )
-    unet, text = copy.deepcopy(nets["unet"]).half(), copy.deepcopy(nets["text"]).half()
+    unet = copy.deepcopy(nets["unet"]).half()
+    # transformers loads a model in the type it was saved in, diffusers in float32: both must fit
+    text = copy.deepcopy(nets["text"]).float()
     pipeline = StableDiffusionPipeline(
         vae=copy.deepcopy(vae).half(),
         text_encoder=text,

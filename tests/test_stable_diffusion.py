@@ -8,7 +8,8 @@ import pipelines
 import pytest
 import torch
 
-from sfd import sample, teachers
+from sfd import classifiers, sample, teachers
+from sfd.teachers.stable_diffusion import EMBEDDED
 
 CPU = torch.device("cpu")
 PROMPTS = ["a red shoe", "", "a/b\\c 👟", "shoe " * 400]
@@ -142,3 +143,21 @@ def test_a_broken_folder_is_refused_in_one_line(folder, tmp_path, spoil, says):
 def test_a_label_is_not_a_prompt(teacher):
     with pytest.raises(ValueError, match="not a prompt"):
         teacher.encode([3])
+
+
+def test_the_embedded_teacher_is_a_plain_pipeline_that_draws_what_it_is_asked():
+    from diffusers import StableDiffusionPipeline
+
+    pipe = StableDiffusionPipeline.from_pretrained(EMBEDDED / "fashion-text")
+    pipe.set_progress_bar_config(disable=True)
+    asked = [(c, g) for c in ("red", "white", "blue") for g in ("sneaker", "trouser", "bag")]
+    prompts = [f"a photo of a {colour} {garment}" for colour, garment in asked]
+    z = sample.initial_noise(np.arange(len(asked)), (4, 8, 8), CPU)
+    pictures = pipe(prompts, num_inference_steps=25, guidance_scale=3.0, latents=z,
+                    output_type="np").images  # fmt: skip
+    images = (255 * pictures).round().astype(np.uint8)
+    for factor, words in enumerate(zip(*asked, strict=True)):
+        judge = classifiers.load(("fashion-text-colour", "fashion-text-garment")[factor])
+        called = judge.probabilities(images).argmax(1)
+        right = [judge.card.labels[i] == word for i, word in zip(called, words, strict=True)]
+        assert sum(right) >= len(asked) - 1
