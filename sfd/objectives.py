@@ -6,6 +6,7 @@ callable `(x, sigma) -> x0` that has its rows' conditions inside.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -102,7 +103,7 @@ def matching_loss(x_g: Tensor, target_x0: Tensor, fake_x0: Tensor) -> Tensor:
 def by_band(name: str, values: Tensor, sigma: Tensor) -> Logs:
     """`values [B]` once per band of sigma, NaN outside the band."""
     logs = {}
-    for low, high in zip(BANDS, BANDS[1:], strict=False):
+    for low, high in pairwise(BANDS):
         inside = (sigma >= low) & (sigma < high)
         logs[f"{name}_sigma_{low:g}_{high:g}"] = torch.where(inside, values, torch.nan)
     return logs

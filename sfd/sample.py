@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ def heun(
     def slope(x: Tensor, sigma: float) -> Tensor:
         return (x - denoiser(x, x.new_full((len(x),), sigma), cond)) / sigma
 
-    for now, after in zip(sigmas, sigmas[1:], strict=False):
+    for now, after in pairwise(sigmas):
         d = slope(x, now)
         euler = x + (after - now) * d
         x = x + (after - now) * 0.5 * (d + slope(euler, after)) if after > 0 else euler

@@ -643,14 +643,14 @@ def test_impostors_set_the_threshold_at_a_false_match_rate(face):
 
 
 def test_the_command_line_sets_the_threshold_and_measures_a_whole_copy(face, capsys):
-    from sfd import cli
+    from sfd.cli import measuring
 
     ada, grace = pictures(2, seed=10), pictures(1, seed=11)
     save_images(Path("data/ada"), ada.repeat(5, 0))
     save_images(Path("data/grace"), grace.repeat(10, 0))
     save_images(Path("data/none"), pictures(10, seed=14))
     save_images(Path("strangers"), pictures(40, seed=15))
-    cli.calibrate(
+    measuring.calibrate(
         str(face), "data", out="copy", impostors="strangers", false_match_rate=0.05, label="ada"
     )
     card = classifiers.load("./copy").card

@@ -29,9 +29,9 @@ def to_half(curve: Sequence[dict[str, int]], rate: float) -> list[int | None]:
     (95 %). None: not within the budget. A look's `k` of `n`, `failed` of them not judged.
     """
     found: dict[str, int | None] = {"early": None, "measured": None, "late": None}
-    for before, look in zip([None, *curve], curve, strict=False):
+    since = 0
+    for look in curve:
         low, high = metrics.missing_bounds(look["k"], look["n"], look["failed"])
-        since = before["step"] + 1 if before else 0
         for name, value, step in (
             ("early", high, since),
             ("measured", look["k"] / look["n"], look["step"]),
@@ -39,6 +39,7 @@ def to_half(curve: Sequence[dict[str, int]], rate: float) -> list[int | None]:
         ):
             if found[name] is None and value >= rate / 2:
                 found[name] = step
+        since = look["step"] + 1
     return list(found.values())
 
 

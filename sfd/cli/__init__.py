@@ -1,0 +1,75 @@
+"""The command line: words in, one line out where something is wrong."""
+
+import errno
+import os
+import signal
+import sys
+from types import FrameType
+from typing import NoReturn
+
+import typer
+
+from sfd.cli import auditing, looking, measuring, running
+
+# threads that wait must sleep: on a shared machine spinning ones collapse
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Turn a pretrained diffusion model into a one-step generator that has forgotten a concept,"
+    " and prove it.",
+)
+
+for command in (
+    running.run,
+    running.train,
+    running.pretrain,
+    running.sample,
+    auditing.audit,
+    running.plan,
+    running.export,
+    auditing.report,
+    measuring.classifier,
+    measuring.calibrate,
+    measuring.reference,
+    looking.ls,
+    looking.validate,
+    looking.cite,
+):
+    app.command()(command)
+
+
+def main() -> None:
+    """Run the command line; the exit codes are those of the README."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupted)
+    try:
+        typer.main.get_command(app)()
+    except ValueError as error:
+        _stop(str(error), 2)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        rest = "; free some space, the same command resumes" if full else ""
+        _stop(f"{where}{error.strerror or error}{rest}", 5 if full else 2)
+    except RuntimeError as error:
+        if "sfd.state" not in sys.modules:
+            raise
+        from sfd.state import Stopped
+
+        if not isinstance(error, Stopped):
+            raise
+        _stop(str(error), error.code)
+
+
+def _interrupted(number: int, frame: FrameType | None) -> None:
+    _stop(
+        f"{signal.Signals(number).name}; the same command starts again where it can", 128 + number
+    )
+
+
+def _stop(message: str, code: int) -> NoReturn:
+    print(f"sfd: {message}", file=sys.stderr, flush=True)
+    sys.exit(code)

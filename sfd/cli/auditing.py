@@ -1,0 +1,78 @@
+"""Commands that prove: audit, report."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sfd.cli.terminal import (
+    AsJson,
+    Device,
+    Out,
+    conclude,
+    progress_bars,
+    say,
+)
+
+
+def audit(
+    subject: Annotated[
+        str, typer.Argument(help="A run folder, a student's file, an exported pipeline.")
+    ] = "",
+    suite: Annotated[str | None, typer.Option(help="Default: the run's own.")] = None,
+    controls: Annotated[
+        str | None, typer.Option(help="Build and audit the known answers of this recipe.")
+    ] = None,
+    gold: Annotated[
+        str | None, typer.Option(help="Run of a student that never knew it, for attacks.")
+    ] = None,
+    attack_images: Annotated[
+        str | None, typer.Option(help="An attacker's labelled images, or 'teacher'.")
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Of a pipeline.")] = 1,
+    guidance: Annotated[float, typer.Option(min=0, help="Of a pipeline.")] = 0.0,
+    plan: Annotated[
+        str | None, typer.Option(help="How many samples this suite or recipe needs; draws none.")
+    ] = None,
+    out: Out = None,
+    device: Device = None,
+    as_json: AsJson = False,
+) -> None:
+    """Audit a student; exit 0 PASS, 3 FAIL, 4 INCONCLUSIVE."""
+    import json
+
+    from sfd import jobs, verbs
+
+    if plan:
+        from sfd.eval import planning
+
+        rows = verbs.plan_audit(plan)
+        say(json.dumps(rows, indent=1) if as_json else "\n".join(planning.lines(rows)))
+        return
+    where = jobs.device_of(device)
+    with progress_bars() as progress:
+        if controls:
+            rows = verbs.run_controls(controls, Path(out) if out else None, device=where, say=say,
+                                     progress=progress)  # fmt: skip
+            if as_json:
+                say(json.dumps(rows, indent=1))
+            raise typer.Exit(0 if all(r["expected"] == r["got"] for r in rows) else 3)
+        if not subject:
+            raise ValueError("name a run folder or a student's file to audit, or use --controls")
+        folder = Path(out) if out else Path(subject)
+        if folder.is_file():
+            folder = folder.parent / f"{folder.stem}-audit"
+        result = verbs.audit_file(
+            Path(subject), suite, folder, device=where, progress=progress,
+            gold=Path(gold) if gold else None, attack_images=attack_images,
+            steps=steps, guidance=guidance,
+        )  # fmt: skip
+    conclude(result, folder, as_json)
+    raise typer.Exit(jobs.code_of(result))
+
+
+def report(folder: str) -> None:
+    """Write report.html again from what a run or an audit left in its folder."""
+    from sfd import report as reports
+
+    say(str(reports.write(Path(folder))))

@@ -1,0 +1,115 @@
+"""Commands that make judges and references: classifier, calibrate, reference."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sfd.cli.terminal import (
+    Device,
+    progress_bars,
+    say,
+)
+
+
+def classifier(
+    data: str,
+    out: str,
+    arch: Annotated[str, typer.Option(help="A timm architecture.")] = "resnet10t",
+    kwargs: Annotated[str, typer.Option(help="Its keyword arguments, as YAML.")] = "{}",
+    name: Annotated[str | None, typer.Option(help="Default: the folder's name.")] = None,
+    heldout: Annotated[str | None, typer.Option(help="Labelled images to measure it on.")] = None,
+    folds: Annotated[int, typer.Option(help="Cross-fit instead of held-out data.")] = 0,
+    features: Annotated[bool, typer.Option(help="A feature extractor: it judges nothing.")] = False,
+    epochs: Annotated[int, typer.Option(min=1)] = 12,
+    size: Annotated[int | None, typer.Option(help="Side of what the network sees.")] = None,
+    shift: float = 0.0,
+    rotate: float = 0.0,
+    scale: float = 0.0,
+    flip: bool = False,
+    seed: int = 0,
+    licence: Annotated[str, typer.Option(help="Licence of the weights.")] = "unstated",
+    device: Device = None,
+) -> None:
+    """Train a timm classifier on labelled images, measure it, and write its card."""
+    from sfd import calibrate, classifiers, content, images, jobs
+
+    options = content.parse_yaml(kwargs, "--kwargs")
+    pictures, labels, names = images.read_labelled(data)
+    held = images.read_labelled(heldout) if heldout else None
+    if held and held[2] != names:
+        raise ValueError(f"{heldout}: its classes {held[2]} are not those of {data}: {names}")
+    with progress_bars() as progress:
+        state, card = calibrate.train_classifier(
+            pictures, labels, names, name=name or Path(out).name, arch=arch, kwargs=options,
+            task="features" if features else "classify", size=size, epochs=epochs, seed=seed,
+            shift=shift, rotate=rotate, scale=scale, flip=flip,
+            heldout=held[:2] if held else None, heldout_data=heldout or "",
+            folds=folds or (0 if held else 5), data=data, licence=licence,
+            command=" ".join(["sfd", *sys.argv[1:]]), device=str(jobs.device_of(device)),
+            progress=progress,
+        )  # fmt: skip
+    card = classifiers.save(Path(out), card, state)
+    assert card.calibration is not None
+    right = card.calibration.accuracy
+    say(f"{out}: {right.k} of {right.n} right, [{right.ci95[0]:.3f}, {right.ci95[1]:.3f}]")
+
+
+def calibrate(
+    name: str,
+    data: str,
+    how: Annotated[str, typer.Option(help="Why the images are held out.")] = "held out",
+    out: Annotated[str | None, typer.Option(help="Folder of the measured copy.")] = None,
+    impostors: Annotated[
+        str | None, typer.Option(help="Folder of images without the label: sets the threshold.")
+    ] = None,
+    false_match_rate: Annotated[
+        float, typer.Option(help="Share of the impostors that may reach the threshold.")
+    ] = 0.001,
+    label: Annotated[
+        str | None, typer.Option(help="What the impostors lack (default: the first label).")
+    ] = None,
+    device: Device = None,
+) -> None:
+    """Measure a detector on labelled images and write the result into its card."""
+    from sfd import calibrate as measures
+    from sfd import classifiers, images, jobs
+    from sfd.eval import load_judge
+
+    detector = load_judge(name, str(jobs.device_of(device)))
+    labelled = images.read_labelled(data)
+    if impostors:
+        strangers, of = images.read_pictures(Path(impostors)), label or detector.card.labels[0]
+        least = measures.impostor_threshold(detector, strangers, false_match_rate, of)
+        detector = classifiers.with_threshold(detector, least)
+        how += f"; {of!r} on at most {false_match_rate:g} of {len(strangers)} of {impostors}"
+        say(f"threshold {least}: {how}")
+    block = measures.calibrate(detector, *labelled, data=data, how=how)
+    folder = classifiers.write_calibration(
+        name, block, Path(out) if out else None, threshold=detector.card.threshold
+    )
+    say(f"{folder}: {block.accuracy.k} of {block.accuracy.n} right")
+    for label, count in block.sensitivity.items():
+        wrong = block.false_positive[label]
+        say(f"  {label}: found {count.k} of {count.n}, wrongly {wrong.k} of {wrong.n}")
+
+
+def reference(
+    data: str,
+    out: str,
+    features: Annotated[str, typer.Option(help="A feature extractor's name.")],
+    floor: Annotated[
+        str | None, typer.Option(help="Other real images, unseen by the extractor.")
+    ] = None,
+    labels: Annotated[str | None, typer.Option(help="Comma-separated names, in order.")] = None,
+    device: Device = None,
+) -> None:
+    """Write reference statistics of labelled real images (an .npz)."""
+    from sfd import jobs, verbs
+
+    file = verbs.write_reference(
+        data, Path(out), extractor=features, floor=floor,
+        names=labels.split(",") if labels else None, device=jobs.device_of(device),
+    )  # fmt: skip
+    say(str(file))

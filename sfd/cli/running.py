@@ -1,0 +1,182 @@
+"""Commands that train, and what they leave: run, train, pretrain, sample, plan, export."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sfd.cli.terminal import (
+    AsJson,
+    Device,
+    DryRun,
+    Force,
+    Out,
+    Overrides,
+    conclude,
+    print_yaml,
+    progress_bars,
+    say,
+)
+
+
+def run(
+    recipe: str,
+    overrides: Overrides = None,
+    out: Out = None,
+    force: Force = False,
+    dry_run: DryRun = False,
+    device: Device = None,
+    as_json: AsJson = False,
+) -> None:
+    """The main job: train, audit, report. The same command again resumes."""
+    _main_job(recipe, overrides, out, force, dry_run, device, as_json, audited=True)
+
+
+def train(
+    recipe: str,
+    overrides: Overrides = None,
+    out: Out = None,
+    force: Force = False,
+    dry_run: DryRun = False,
+    device: Device = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train only. Several processes: accelerate launch -m sfd train RECIPE."""
+    _main_job(recipe, overrides, out, force, dry_run, device, as_json, audited=False)
+
+
+def _recipe(name: str, overrides: list[str] | None) -> tuple[Any, list[str], str | None]:
+    """The recipe, its name, and `out=` taken out of the overrides."""
+    from sfd import configs
+
+    rest = [text for text in overrides or [] if not text.startswith("out=")]
+    outs = [text.removeprefix("out=") for text in overrides or [] if text.startswith("out=")]
+    return configs.load(name, rest), rest, outs[-1] if outs else None
+
+
+def _main_job(
+    name: str,
+    overrides: list[str] | None,
+    out: str | None,
+    force: bool,
+    dry_run: bool,
+    device: str | None,
+    as_json: bool,
+    *,
+    audited: bool,
+) -> None:
+    from sfd import configs, jobs
+
+    recipe, _, out_too = _recipe(name, overrides)
+    folder = jobs.folder_of(name, recipe, out or out_too)
+    job = jobs.prepare(name, recipe, jobs.device_of(device))
+    for note in jobs.notes(recipe) if os.environ.get("RANK", "0") == "0" else ():
+        print(f"note: {note}", file=sys.stderr)
+    if dry_run:
+        resolved = {"folder": str(folder), "sha256": job.sha256, **configs.plain(recipe)}
+        resolved["all_concepts"] = jobs.described(job)
+        print_yaml(resolved, as_json)
+        return
+    with progress_bars() as progress:
+        work = jobs.run_job if audited else jobs.train_job
+        audit = work(
+            job, folder, device=jobs.device_of(device), force=force, say=say, progress=progress
+        )
+    if not audited or os.environ.get("RANK", "0") != "0":
+        return
+    if audit:
+        conclude(audit, folder, as_json)
+    raise typer.Exit(jobs.code_of(audit))
+
+
+def pretrain(
+    recipe: str,
+    overrides: Overrides = None,
+    out: Out = None,
+    force: Force = False,
+    dry_run: DryRun = False,
+    device: Device = None,
+) -> None:
+    """Train a teacher: class-conditional from labelled images, or text-to-image from captions."""
+    from sfd import configs, jobs, pretrain, pretrain_text
+
+    rest = [t for t in overrides or [] if not t.startswith("out=")]
+    outs = [t.removeprefix("out=") for t in overrides or [] if t.startswith("out=")]
+    plan = configs.load_teacher(recipe, rest)
+    folder = Path(out or (outs[-1] if outs else f"runs/{Path(recipe).stem}"))
+    if dry_run:
+        print_yaml({"folder": str(folder), **configs.plain(plan)}, False)
+        return
+    where = jobs.device_of(device)
+    with progress_bars() as progress:
+        if isinstance(plan, configs.TextTeacherRecipe):
+            made = pretrain_text.run(plan, folder, device=where, force=force, progress=progress)
+            key = "diffusers"
+        else:
+            made = pretrain.run(plan, folder, device=where, force=force, progress=progress)
+            key = "file"
+    say(f"{made}: use it with teacher: {{{key}: {made}}}")
+
+
+def sample(
+    student: str,
+    out: str,
+    labels: Annotated[str, typer.Option(help="Comma-separated labels, or 'all'.")] = "all",
+    prompt: Annotated[list[str] | None, typer.Option(help="Of a text-to-image student.")] = None,
+    prompts: Annotated[str | None, typer.Option(help="A list: .txt, .csv or .yaml.")] = None,
+    n: Annotated[int, typer.Option(min=1, help="Images of each label or prompt.")] = 16,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    device: Device = None,
+) -> None:
+    """Draw images of a student (a run folder or its file), with a sheet.
+
+    Labels go into class folders; prompts into one folder with a metadata.jsonl.
+    """
+    from sfd import jobs, verbs
+    from sfd import sample as samplers
+
+    generator = samplers.load(student, str(jobs.device_of(device)))
+    if generator.labels:
+        if prompt or prompts:
+            raise ValueError(f"{student}: is asked in classes: use --labels")
+        count = verbs.sample_labels(generator, labels, Path(out), n=n, seed=seed)
+    else:
+        asked = verbs.prompts_of(prompt or [], prompts)
+        count = verbs.sample_prompts(generator, asked, Path(out), n=n, seed=seed)
+    say(f"{count} images in {out}; {Path(out) / 'sheet.png'}")
+
+
+def plan(
+    recipe: str,
+    overrides: Overrides = None,
+    device: Annotated[str, typer.Option(help="Plan for cuda or cpu, here or not.")] = "cuda",
+    as_json: AsJson = False,
+) -> None:
+    """Bytes that a recipe's training holds by role, before anything is loaded."""
+    import json
+
+    from sfd import configs, verbs
+
+    roles = verbs.plan_run(configs.load(recipe, overrides or []), cuda=device == "cuda")
+    if as_json:
+        say(json.dumps(roles, indent=1))
+        return
+    for role, size in roles.items():
+        say(f"{role:12} {size / 2**30:9.3f} GiB")
+
+
+def export(
+    form: Annotated[str, typer.Argument(help="diffusers")],
+    student: str,
+    out: str,
+) -> None:
+    """Write a text-to-image student as a pipeline folder that stock diffusers samples in a step."""
+    from sfd import content
+    from sfd import export as exports
+
+    if form != "diffusers":
+        raise ValueError(f"no form {form!r}{content.did_you_mean(form, ['diffusers'])}")
+    folder = exports.diffusers(Path(student), Path(out))
+    say(f"{folder}: StableDiffusionPipeline.from_pretrained, num_inference_steps=1, guidance 0")

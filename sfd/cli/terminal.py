@@ -1,0 +1,70 @@
+"""What commands share: their options, their words on stdout, their bars on stderr."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")]
+Force = Annotated[bool, typer.Option("--force", help="Start over, whatever is there.")]
+Out = Annotated[str | None, typer.Option("--out", help="Folder (default runs/NAME).")]
+Device = Annotated[str | None, typer.Option(help="cuda or cpu (default: cuda if there is one).")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved recipe and stop.")]
+AsJson = Annotated[bool, typer.Option("--json", help="For a program to read.")]
+
+
+def say(text: str) -> None:
+    """A result, on stdout."""
+    print(text, flush=True)
+
+
+@contextmanager
+def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
+    """Bars on stderr, one per kind of work; only in the first process."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    chief = os.environ.get("RANK", "0") == "0"
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not chief) as bars:
+        tasks: dict[str, Any] = {}
+
+        def update(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=total)
+            bars.update(tasks[what], completed=done, total=total)
+
+        yield update
+
+
+def conclude(audit: dict[str, Any], folder: Path, as_json: bool) -> None:
+    """Write the report of an audit, and say what it found."""
+    import json
+
+    from sfd import report as reports
+
+    file = reports.write(folder)
+    if as_json:
+        say(json.dumps(audit, indent=1))
+    else:
+        say(reports.sentence(audit))
+        say(f"{audit['verdict']}  {file}")
+
+
+def print_yaml(data: Any, as_json: bool) -> None:
+    """Plain data on stdout."""
+    import json
+
+    import yaml
+
+    say(json.dumps(data, indent=1) if as_json else yaml.safe_dump(data, sort_keys=False).rstrip())

@@ -1,0 +1,23 @@
+"""The verbs beside the main job: audits of files, samples, plans, references, checks, listings."""
+
+from sfd.verbs.audits import audit_file, run_controls
+from sfd.verbs.checks import check_job, validate
+from sfd.verbs.listings import citations, listing
+from sfd.verbs.plans import plan_audit, plan_run
+from sfd.verbs.references import write_reference
+from sfd.verbs.samples import prompts_of, sample_labels, sample_prompts
+
+__all__ = [
+    "audit_file",
+    "check_job",
+    "citations",
+    "listing",
+    "plan_audit",
+    "plan_run",
+    "prompts_of",
+    "run_controls",
+    "sample_labels",
+    "sample_prompts",
+    "validate",
+    "write_reference",
+]

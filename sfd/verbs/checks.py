@@ -1,0 +1,132 @@
+"""Is content well formed, and does a piece of the user's own keep its contract."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from sfd import (
+    classifiers,
+    concepts,
+    configs,
+    content,
+    forgetting,
+    jobs,
+    objectives,
+    plugins,
+    teachers,
+)
+from sfd.eval import suites
+from sfd.jobs import Job
+
+
+def validate(names: Sequence[str]) -> tuple[int, list[str], list[str]]:
+    """How many content files were checked, a line for each that is wrong, and notes on the rest."""
+    files = [Path(n) for n in names] or [
+        path
+        for kind in ("configs", "concepts", "eval/suites")
+        for name in content.names(kind)
+        for path in [content.find(kind, name)]
+    ] + [classifiers.folder_of(name) / "card.yaml" for name in content.names("classifiers")]
+    wrong, notes = [], []
+    for path in files:
+        try:
+            notes += [f"note: {path}: {text}" for text in _validate(path)]
+        except ValueError as error:
+            wrong.append(str(error))
+    return len(files), wrong, notes
+
+
+def _validate(path: Path) -> tuple[str, ...]:
+    """Check one file, and what it names; a recipe also against the contracts of what it names.
+
+    Returns what its user should know.
+    """
+    if not path.exists():
+        raise ValueError(f"{path}: no such file")
+    data = content.read_yaml(path)
+    if path.name == "card.yaml":
+        classifiers.read_card(str(path.parent))
+    elif "forget" in data:
+        concepts.read(str(path))
+    elif "claims" in data:
+        suites.load(str(path))
+    elif configs.kind_of(path) is not configs.Recipe:
+        configs.load_teacher(str(path))
+    else:
+        return _validate_recipe(path)
+    return ()
+
+
+def _validate_recipe(path: Path) -> tuple[str, ...]:
+    recipe = configs.load(str(path))
+    for name in jobs.lineage(recipe):
+        concepts.read(name)
+    if recipe.prompts:
+        concepts.read_prompts(recipe.prompts)
+    if recipe.audit:
+        suites.load(recipe.audit.suite, recipe.audit.n)
+    ref = recipe.teacher
+    if ref.name and ref.name not in teachers.embedded():
+        near = content.did_you_mean(ref.name, teachers.embedded())
+        raise ValueError(f"{path}: no teacher called {ref.name!r}{near}")
+    notes = jobs.notes(recipe)
+    if ref.file or ref.diffusers:
+        plugins.resolve(objectives.TABLE, recipe.objective.name, "objectives")
+        return notes  # the user's weights need not be here for a recipe to be well formed
+    job = jobs.prepare(str(path), recipe, torch.device("cpu"))
+    check_job(job)
+    return notes
+
+
+def check_job(job: Job) -> None:
+    """Contract check of a recipe's objective and rule on one small batch.
+
+    Raises ValueError that says what is off: shapes, types, missing gradients, or two calls with the
+    same numbers that differ.
+    """
+    from sfd import train
+
+    numbers = np.arange(4)
+    plan = job.recipe.forgetting
+    device = torch.device("cpu")
+    batch = forgetting.draw_batch(
+        numbers,
+        seed=0,
+        shape=job.teacher.shape,
+        retained=job.retained,
+        concepts=job.concepts,
+        share=plan.share,
+        weight_student=1.0,
+        weight_fake=1.0,
+        device=device,
+    )
+    nets = {"student": job.teacher.make_student(), "fake": job.teacher.make_student()}
+    memo: dict[str, torch.Tensor] = {}
+    for phase in job.phases:
+        where = f"{job.name}: phase {phase.name}"
+        for name, net in nets.items():
+            net.requires_grad_(name in phase.learns)
+        draw = train.draw_for(0, phase.name, numbers, job.teacher.shape, device)
+        before = dict(memo)
+        losses, _ = train.call(phase, job.teacher, job.rule, nets, batch, draw, memo)
+        again, _ = train.call(phase, job.teacher, job.rule, nets, batch, draw, before)
+        if losses.shape != (4,) or losses.dtype != torch.float32:
+            raise ValueError(
+                f"{where}: its loss is {losses.dtype} {list(losses.shape)}, the contract wants"
+                " float32 [B], one value a row"
+            )
+        if not torch.equal(losses, again):
+            raise ValueError(f"{where}: two calls with the same numbers differ")
+        if not losses.requires_grad:
+            raise ValueError(f"{where}: its loss has no gradient")
+        losses.sum().backward()
+        for name in phase.learns:
+            if all(p.grad is None for p in nets[name].parameters()):
+                raise ValueError(f"{where}: learns {name}, but no gradient reaches it")
+        for name in nets.keys() - set(phase.learns):
+            if any(p.grad is not None for p in nets[name].parameters()):
+                raise ValueError(f"{where}: a gradient reaches {name}, which it does not learn")
+        for net in nets.values():
+            net.zero_grad(set_to_none=True)
