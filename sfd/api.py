@@ -1,10 +1,12 @@
 """The Python face: what the command line does, from a program."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sfd import configs, jobs, report, sample, verbs
+from sfd.eval.outsiders import Function
 from sfd.sample import Student
 
 
@@ -47,25 +49,51 @@ def run(
 
 
 def audit(
-    path: str | Path,
+    path: str | Path | None = None,
     *,
+    generate: Function | None = None,
+    labels: Sequence[str] | None = None,
+    concepts: str | Sequence[str] = (),
+    teacher: str | None = None,
     suite: str | None = None,
     out: str | Path | None = None,
     device: str | None = None,
     gold: str | Path | None = None,
     attack_images: str | None = None,
+    steps: int | None = None,
+    guidance: float | None = None,
 ) -> dict[str, Any]:
-    """Audit a run folder or a student's file; audit.json's content, also left in `out`.
+    """Audit what lies at a path, or a function; audit.json's content, also left in `out`.
 
-    Where the suite attacks, `gold` is the run of a student that never knew the concepts, and
-    `attack_images` are an attacker's labelled images.
+    A path is a run folder, a student's file, a diffusers folder (sampled in `steps` with
+    `guidance`), an ONNX generator or a folder of images. `generate(conditions, seeds)` is asked for
+    uint8 images `[N, H, W, C]`; a condition is a prompt, or the index of one of `labels` (those of
+    the suite's judge). What no student is must say its `concepts`, by name, and may say its
+    original `teacher` (a name, a file, a folder). Where the suite attacks, `gold` is the run of a
+    student that never knew the concepts, and `attack_images` are an attacker's labelled images.
+    Raises ValueError in one line.
     """
-    path = Path(path)
-    folder = Path(out) if out else path if path.is_dir() else path.parent / f"{path.stem}-audit"
+    if (path is None) == (generate is None):
+        raise ValueError("audit: give either a path or generate=")
     where = jobs.device_of(device)
-    result = verbs.audit_file(
-        path, suite, folder, device=where, progress=_quiet,
-        gold=Path(gold) if gold else None, attack_images=attack_images,
-    )  # fmt: skip
+    names = concepts.split(",") if isinstance(concepts, str) else list(concepts)
+    if generate is not None:
+        if gold or attack_images or steps is not None or guidance is not None:
+            raise ValueError("audit: a function takes no gold, attack_images, steps or guidance")
+        folder = Path(out or "audit")
+        result = verbs.audit_function(
+            generate, suite, folder, device=where, progress=_quiet, labels=labels, names=names,
+            original=teacher,
+        )  # fmt: skip
+    else:
+        assert path is not None
+        if labels is not None:
+            raise ValueError("audit: labels are those of generate=, a path has its own")
+        folder = Path(out) if out else verbs.folder_for(Path(path))
+        result = verbs.audit_file(
+            Path(path), suite, folder, device=where, progress=_quiet,
+            gold=Path(gold) if gold else None, attack_images=attack_images, steps=steps,
+            guidance=guidance, names=names, original=teacher,
+        )  # fmt: skip
     report.write(folder)
     return result

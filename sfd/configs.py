@@ -301,9 +301,20 @@ def plain(recipe: Strict) -> dict[str, Any]:
 
 def sha256(recipe: Recipe | TeacherRecipe | TextTeacherRecipe) -> str:
     """Hash of everything in a recipe that shapes its weights: not where it is put or looked at."""
+    return content.hash_json(_shaping(recipe))
+
+
+def family_sha256(recipe: Recipe | TeacherRecipe | TextTeacherRecipe) -> str:
+    """`sha256` of a recipe but for its seed: runs of one family differ in the seed alone."""
+    data = _shaping(recipe)
+    data["train"].pop("seed", None)
+    return content.hash_json(data)
+
+
+def _shaping(recipe: Recipe | TeacherRecipe | TextTeacherRecipe) -> dict[str, Any]:
     data = plain(recipe)
     for key in ("out", "audit"):
         data.pop(key, None)
     for key in ("tick", "checkpoint", "watch", "sheets"):
         data["train"].pop(key, None)
-    return content.hash_json(data)
+    return data

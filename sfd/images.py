@@ -1,5 +1,6 @@
 """The only reader and writer of images and of labelled image sets (uint8 [N, H, W, C])."""
 
+import csv
 import gzip
 import io
 import json
@@ -7,12 +8,15 @@ import re
 import struct
 import zipfile
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+SHEET = "sheet.png"
+"""What `sfd sample` leaves beside the images; it is none of them."""
 
 
 def read_labelled(source: str) -> tuple[np.ndarray, np.ndarray, list[str]]:
@@ -158,6 +162,90 @@ def read_pictures(folder: Path) -> list[np.ndarray]:
     if not paths:
         raise ValueError(f"{folder}: no images in it ({', '.join(SUFFIXES)})")
     return [read_image(path) for path in paths]
+
+
+def list_conditions(folder: Path, keys: Sequence[str]) -> list[tuple[Path, str | int]]:
+    """Every image of a folder with the condition it was drawn under.
+
+    A `metadata.jsonl` or `metadata.csv` names each file (`file_name`) and its condition (the first
+    of `keys` that is there); without one, subfolders do. Raises ValueError, in one line, on a line
+    without either, and on an image whose condition nothing names: none is left out in silence.
+    """
+    tables = [p for p in (folder / "metadata.jsonl", folder / "metadata.csv") if p.is_file()]
+    if tables:
+        rows = _read_table(tables[0])
+        listed = [_named(folder, row, keys, f"{tables[0]}, row {n}") for n, row in rows]
+        where = f"named in {tables[0].name}"
+    else:
+        places = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+        listed = [(path, place.name) for place in places for path in list_images(place)]
+        where = "in a folder named as its condition"
+    known = {path for path, _ in listed}
+    found = (p for p in sorted(folder.rglob("*")) if p.suffix.lower() in SUFFIXES)
+    strange = [p for p in found if p not in known and p != folder / SHEET]
+    if strange:
+        raise ValueError(f"{folder}: {len(strange)} images are not {where}, first {strange[0]}")
+    if not listed:
+        raise ValueError(f"{folder}: no images in it ({', '.join(SUFFIXES)})")
+    return listed
+
+
+def _read_table(path: Path) -> list[tuple[int, dict[str, str | int]]]:
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".csv":
+        return list(enumerate(csv.DictReader(io.StringIO(text)), 1))
+    rows = []
+    for number, line in enumerate(text.splitlines(), 1):
+        try:
+            rows.append((number, json.loads(line)))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}, row {number}: not JSON: {error}") from None
+    return rows
+
+
+def _named(
+    folder: Path, row: dict[str, str | int], keys: Sequence[str], where: str
+) -> tuple[Path, str | int]:
+    name = row.get("file_name") if isinstance(row, dict) else None
+    key = next((key for key in keys if row.get(key) not in (None, "")), None) if name else None
+    if not isinstance(name, str) or key is None or not isinstance(row[key], str | int):
+        raise ValueError(f"{where}: needs file_name and one of {', '.join(keys)}")
+    return folder / name, row[key]
+
+
+def shape_of(path: Path) -> tuple[int, int, int] | None:
+    """(H, W, C) of an image as `read_exactly` gives it, by its head; None if it cannot be read."""
+    try:
+        with Image.open(path) as image:
+            return image.height, image.width, 1 if image.mode in ("L", "LA", "1") else 3
+    except (UnidentifiedImageError, OSError, ValueError):
+        return None
+
+
+def read_exactly(path: Path) -> np.ndarray:
+    """`read_image`, where nothing is lost by it: raises ValueError on 16 bits and transparency."""
+    try:
+        with Image.open(path) as image:
+            mode, bands = image.mode, image.getbands()
+            clear = "A" in bands and min(image.getchannel("A").getextrema()) < 255
+            if (
+                clear
+                or mode not in ("L", "RGB", "P", "1", "LA", "RGBA")
+                or "transparency" in image.info
+            ):
+                raise ValueError(f"{path}: of mode {mode}, not plain 8 bits a channel")
+            if mode in ("L", "LA", "1"):
+                return np.asarray(image.convert("L"))[..., None]
+            return np.asarray(image.convert("RGB"))
+    except (UnidentifiedImageError, OSError) as error:
+        raise ValueError(f"{path}: not a readable image: {error}") from None
+
+
+def in_channels(image: np.ndarray, channels: int) -> np.ndarray | None:
+    """The same picture `[H, W, C]` in 1 or 3 channels; None where colours would be lost."""
+    if channels == 3:
+        return image if image.shape[-1] == 3 else image.repeat(3, axis=-1)
+    return image[..., :1] if (image == image[..., :1]).all() else None
 
 
 def list_images(folder: Path) -> list[Path]:

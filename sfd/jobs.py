@@ -296,6 +296,8 @@ def _card(job: Job) -> dict[str, Any]:
             "sha256": teacher.sha256,
         },
         "recipe_sha256": job.sha256,
+        "family_sha256": configs.family_sha256(job.recipe),
+        "seed": job.recipe.train.seed,
         "images": job.recipe.train.images,
     }
 
@@ -399,7 +401,7 @@ def code_of(audit: Mapping[str, Any] | None) -> int:
 def audit_subject(
     subject: Subject,
     suite: suites.AnySuite,
-    teacher: Teacher,
+    teacher: Teacher | None,
     folder: Path,
     *,
     device: torch.device,
@@ -412,9 +414,11 @@ def audit_subject(
     `gold` is the run folder or file of a student that never knew the concepts; by default the
     finished run of `<teacher>-gold`, if it is there and the suite attacks.
     """
-    teachers.set_precision(teacher.denoiser, "fp32")
-    attacked = isinstance(suite, suites.Suite) and suite.attacks
-    rival = _gold_of(subject, teacher, gold, device) if attacked else None
+    rival = None
+    if teacher:
+        teachers.set_precision(teacher.denoiser, "fp32")
+        if isinstance(suite, suites.Suite) and suite.attacks:
+            rival = _gold_of(subject, teacher, gold, device)
     return audit(
         subject, suite, teacher, folder, device=str(device), gold=rival, controls=controls,
         progress=progress,

@@ -130,6 +130,53 @@ def test_holm_order_and_bounds(p):
     assert metrics.holm(p[::-1]) == pytest.approx(adjusted[::-1])
 
 
+def rows(k: int, n: int) -> np.ndarray:
+    return np.arange(n) < k
+
+
+def test_independent_difference_published():
+    """Newcombe, Stat. Med. 17 (1998) 873, table II, method 10: 56/70 - 48/80, 9/10 - 3/10,
+    10/10 - 0/10."""
+    for (j, m, k, n), ends in [
+        ((56, 70, 48, 80), (0.0524, 0.3339)),
+        ((9, 10, 3, 10), (0.1705, 0.8090)),
+        ((10, 10, 0, 10), (0.6075, 1.0)),
+    ]:
+        value, lo, hi = metrics.independent_difference(rows(k, n), rows(j, m))
+        assert value == pytest.approx(j / m - k / n)
+        assert (lo, hi) == pytest.approx(ends, abs=6e-5)
+
+
+@pytest.mark.parametrize(
+    ("k", "n", "j", "m"), [(95, 100, 90, 100), (10, 10, 10, 10), (50, 60, 0, 40), (3, 200, 9, 50)]
+)
+def test_independent_noninferiority_takes_the_most_likely_rates(k, n, j, m):
+    """Its variance against the likelihood under H0, searched on a fine grid."""
+    margin = 0.05
+    after = np.linspace(1e-9, 1 - margin - 1e-9, 400_001)
+    before = after + margin
+    log = j * np.log(after) + (m - j) * np.log1p(-after)
+    log += k * np.log(before) + (n - k) * np.log1p(-before)
+    a, b = after[log.argmax()], before[log.argmax()]
+    z = (j / m - k / n + margin) / math.sqrt(a * (1 - a) / m + b * (1 - b) / n)
+    found = metrics.independent_noninferiority_p(rows(k, n), rows(j, m), margin)
+    assert found == pytest.approx(stats.norm.sf(z), rel=2e-3)
+
+
+def test_independent_noninferiority_has_its_level_and_needs_no_order():
+    rng, n = RNG(2), 500
+    was, now = rng.random((2000, n)) < 0.9, rng.random((2000, n)) < 0.85
+    found = [
+        metrics.independent_noninferiority_p(a, b, 0.05) for a, b in zip(was, now, strict=True)
+    ]
+    assert np.mean(np.array(found) < 0.025) == pytest.approx(0.025, abs=0.01)
+    again = metrics.independent_noninferiority_p(was[0][::-1], rng.permuted(now[0]), 0.05)
+    assert again == found[0]
+    for margin, a, b in [(0, was[0], now[0]), (0.1, was[0] * 1, now[0]), (0.1, was[0], now[0][:0])]:
+        with pytest.raises(ValueError, match="margin|boolean"):
+            metrics.independent_noninferiority_p(a, b, margin)
+
+
 def test_total_variation():
     assert metrics.total_variation([1, 0], [0, 1]) == 1
     assert metrics.total_variation([10, 30], [0.25, 0.75]) == 0

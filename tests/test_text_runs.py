@@ -12,7 +12,7 @@ import yaml
 import sfd
 from sfd import checkpoints, configs, export, images, jobs, plan, sample, teachers, verbs
 from sfd import train as training
-from sfd.eval.subjects import of_pipeline
+from sfd.eval.pipelines import of_pipeline
 from sfd.teachers import lora
 
 CPU = torch.device("cpu")

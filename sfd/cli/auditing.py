@@ -17,7 +17,8 @@ from sfd.cli.terminal import (
 
 def audit(
     subject: Annotated[
-        str, typer.Argument(help="A run folder, a student's file, an exported pipeline.")
+        str,
+        typer.Argument(help="A run folder, a student's file, a pipeline, an .onnx, images."),
     ] = "",
     suite: Annotated[str | None, typer.Option(help="Default: the run's own.")] = None,
     controls: Annotated[
@@ -29,8 +30,17 @@ def audit(
     attack_images: Annotated[
         str | None, typer.Option(help="An attacker's labelled images, or 'teacher'.")
     ] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Of a pipeline.")] = 1,
-    guidance: Annotated[float, typer.Option(min=0, help="Of a pipeline.")] = 0.0,
+    steps: Annotated[int | None, typer.Option(min=1, help="Of a pipeline.")] = None,
+    guidance: Annotated[float | None, typer.Option(min=0, help="Of a pipeline.")] = None,
+    concepts: Annotated[
+        str | None, typer.Option(help="What it has forgotten, if it does not say: NAME,NAME.")
+    ] = None,
+    teacher: Annotated[
+        str | None, typer.Option(help="The original: a name, a file, a diffusers folder.")
+    ] = None,
+    asks: Annotated[
+        str | None, typer.Option(help="What this suite asks for, a line each; draws none.")
+    ] = None,
     plan: Annotated[
         str | None, typer.Option(help="How many samples this suite or recipe needs; draws none.")
     ] = None,
@@ -38,7 +48,7 @@ def audit(
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
-    """Audit a student; exit 0 PASS, 3 FAIL, 4 INCONCLUSIVE."""
+    """Audit a student, or anybody's model; exit 0 PASS, 3 FAIL, 4 INCONCLUSIVE."""
     import json
 
     from sfd import jobs, verbs
@@ -49,6 +59,11 @@ def audit(
         rows = verbs.plan_audit(plan)
         say(json.dumps(rows, indent=1) if as_json else "\n".join(planning.lines(rows)))
         return
+    names = concepts.split(",") if concepts else []
+    if asks:
+        for condition, n in verbs.asked_of(asks, names).items():
+            say(json.dumps({"condition": condition, "n": n}, ensure_ascii=False))
+        return
     where = jobs.device_of(device)
     with progress_bars() as progress:
         if controls:
@@ -58,14 +73,12 @@ def audit(
                 say(json.dumps(rows, indent=1))
             raise typer.Exit(0 if all(r["expected"] == r["got"] for r in rows) else 3)
         if not subject:
-            raise ValueError("name a run folder or a student's file to audit, or use --controls")
-        folder = Path(out) if out else Path(subject)
-        if folder.is_file():
-            folder = folder.parent / f"{folder.stem}-audit"
+            raise ValueError("name what to audit (a run folder, a file, images), or use --controls")
+        folder = Path(out) if out else verbs.folder_for(Path(subject))
         result = verbs.audit_file(
             Path(subject), suite, folder, device=where, progress=progress,
             gold=Path(gold) if gold else None, attack_images=attack_images,
-            steps=steps, guidance=guidance,
+            steps=steps, guidance=guidance, names=names, original=teacher,
         )  # fmt: skip
     conclude(result, folder, as_json)
     raise typer.Exit(jobs.code_of(result))

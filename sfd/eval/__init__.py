@@ -19,7 +19,7 @@ from sfd.teachers import Teacher
 def audit(
     subject: Subject,
     suite: AnySuite,
-    teacher: Teacher,
+    teacher: Teacher | None,
     folder: Path,
     *,
     device: str = "cpu",
@@ -27,14 +27,15 @@ def audit(
     controls: Sequence[dict[str, Any]] = (),
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Audit `subject` against its original `teacher`; the content of `audit.json`.
+    """Audit `subject` against its original `teacher`, if there is one; `audit.json`'s content.
 
     `gold` is a one-step generator that never knew the concepts: attacks are compared with it.
     Leaves `audit.json`, `sheets/` and transcripts of attacks in `folder`. Raises ValueError, in one
     line, if the suite's judges and reference, the concepts and the teacher do not fit together.
     """
-    if isinstance(suite, PromptSuite) == bool(teacher.labels):
-        asked = "classes" if teacher.labels else "prompts"
+    labels = teacher.labels if teacher else subject.labels
+    if isinstance(suite, PromptSuite) == bool(labels):
+        asked = "classes" if labels else "prompts"
         raise ValueError(f"suite {suite.name} is not for a model that is asked in {asked}")
     options: Any = {"device": device, "controls": controls, "progress": progress}
     if isinstance(suite, PromptSuite):

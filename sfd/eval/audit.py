@@ -18,6 +18,7 @@ from sfd.classifiers import Classifier
 from sfd.concepts import Concept
 from sfd.eval import claims, common, evidence, ladder, suites
 from sfd.eval.evidence import Drawn
+from sfd.eval.quality import quality
 from sfd.eval.subjects import Subject
 from sfd.eval.suites import Suite
 from sfd.sample import Generate
@@ -27,7 +28,7 @@ from sfd.teachers import Teacher
 def audit(
     subject: Subject,
     suite: Suite,
-    teacher: Teacher,
+    teacher: Teacher | None,
     folder: Path,
     *,
     device: str = "cpu",
@@ -35,11 +36,11 @@ def audit(
     controls: Sequence[dict[str, Any]] = (),
     progress: common.Progress | None = None,
 ) -> dict[str, Any]:
-    """Audit `subject` against its original `teacher`; the content of `audit.json`.
+    """Audit `subject` against its original `teacher`, if there is one; `audit.json`'s content.
 
     `gold` is a one-step generator that never knew the concepts: attacks are compared with it.
     Leaves `audit.json`, `sheets/` and the transcripts of attacks in `folder`. Raises ValueError, in
-    one line, if the suite's judges, reference and the teacher's labels do not fit together.
+    one line, if the suite's judges, reference and the labels do not fit together.
     """
     started = time.perf_counter()
     judges = (common.load_judge(suite.judge, device), common.load_judge(suite.second, device))
@@ -55,8 +56,10 @@ def audit(
     plan = content.hash_json({"suite": suites.plain(suite), "labels": labels})
     count = common.counter(progress, planned)
 
-    before, before_sheets = _teacher_side(
-        teacher, suite, judges, extract, reference.extractor_sha256, progress
+    before, before_sheets = (
+        _teacher_side(teacher, suite, judges, extract, reference.extractor_sha256, progress)
+        if teacher
+        else ({}, {})
     )
     shared = common.seeds_from(plan, suite.n.per_class)
     own = common.seeds_from(subject.sha256 + plan, suite.n.direct)
@@ -93,19 +96,24 @@ def audit(
     found: dict[str, Any] = {"direct": {}, "validity": {}, "override": {}, "leaks": {}}
     for concept in concepts:
         drawn = asked[concept.name]
-        valid = evidence.validity(drawn, reference, radius, common.QUANTILE)
+        inside = evidence.inside(drawn, reference, radius)
+        valid = evidence.validity(drawn, inside, radius, common.QUANTILE)
         found["validity"][concept.name] = valid
-        inside = metrics.within_radius(drawn.features, reference.features, radius)
         found["direct"][concept.name] = evidence.direct(
             concept, drawn, before.get(concept.label), judges, labels, inside, concept.override
         )
         found["override"][concept.name] = evidence.override(concept, drawn, labels)
-        found["leaks"][concept.name] = evidence.leaks(concept, grid, before, labels, retained)
+        found["leaks"][concept.name] = evidence.leaks(
+            concept, grid, before, labels, retained, paired=subject.paired
+        )
     everything = grid | {c.label: asked[c.name] for c in concepts}
     found["cross_leak"] = evidence.cross_leak(everything, labels)
-    found["collateral"] = evidence.collateral(grid, before, reference, labels, retained, margin)
-    baseline = {"what": f"teacher {teacher.name}, Heun", "nfe": 2 * suite.teacher_steps - 1}
-    found["quality"] = evidence.quality(
+    found["collateral"] = evidence.collateral(
+        grid, before, reference, labels, retained, margin, paired=subject.paired
+    )
+    name = teacher.name if teacher else None
+    baseline = {"what": f"teacher {name}, Heun", "nfe": 2 * suite.teacher_steps - 1}
+    found["quality"] = quality(
         grid, before, reference, labels, retained, feature_space=suite.features, baseline=baseline
     )
     found["hygiene"] = common.hygiene(subject, teacher)
@@ -123,7 +131,7 @@ def audit(
     )
 
     stated = claims.decide(suite, found, concepts, subject.without)
-    stated += ladder.claims(suite, found["attacks"], skipped, ladder.missing_gold(teacher))
+    stated += ladder.claims(suite, found["attacks"], skipped, ladder.missing_gold(name))
     return common.conclude(
         subject,
         suite,
@@ -159,14 +167,14 @@ def _check(
     judges: tuple[Classifier, Classifier],
     reference: suites.Reference,
     labels: list[str],
-    teacher: Teacher,
+    teacher: Teacher | None,
 ) -> None:
-    if labels != list(teacher.labels):
+    if teacher and labels != list(teacher.labels):
         raise ValueError(f"the subject's labels {labels} are not the teacher's {teacher.labels}")
     for classifier in judges:
         if classifier.card.labels != labels:
             raise ValueError(
-                f"judge {classifier.card.name} knows {classifier.card.labels}, the teacher draws"
+                f"judge {classifier.card.name} knows {classifier.card.labels}, the subject draws"
                 f" {labels}: name a judge of the same labels, in the same order"
             )
     if suite.judge == suite.second or suite.features in (suite.judge, suite.second):

@@ -10,6 +10,8 @@ from sfd.eval.suites import AnySuite, Direct
 Status = Literal["PASS", "FAIL", "INCONCLUSIVE"]
 Claim = dict[str, Any]
 
+NO_ORIGINAL = "not tested: no original was named to compare with (--teacher)"
+
 
 def overall(statuses: Sequence[Status]) -> Status:
     """FAIL outranks INCONCLUSIVE; no claims at all are INCONCLUSIVE."""
@@ -71,25 +73,12 @@ def decide(
     if stated.collateral:
         claims.append(_collateral(stated.collateral.margin, evidence["collateral"]))
     if stated.quality:
-        found = evidence["quality"]
-        low, high = found["fid_ratio_ci95"]
-        claims.append(
-            {
-                "id": "quality",
-                "concept": None,
-                "text": f"on the retained classes its FID is below {stated.quality.below:g} times"
-                " the teacher's own samples'",
-                "threshold": stated.quality.below,
-                "status": metrics.verdict(low, high, stated.quality.below),
-                "why": f"{found['fid']:.3f} against {found['baseline']['fid']:.3f}:"
-                f" {found['fid_ratio']:.2f} [{low:.2f}, {high:.2f}]",
-                "evidence": "evidence.quality",
-            }
-        )
+        claims.append(_quality(stated.quality.below, evidence["quality"]))
     if stated.hygiene:
         findings = evidence["hygiene"]["findings"]
         nothing = not evidence["hygiene"]["networks"]
-        status: Status = "FAIL" if findings else "INCONCLUSIVE" if nothing else "PASS"
+        alone = not evidence["hygiene"]["compared"]
+        status: Status = "FAIL" if findings else "INCONCLUSIVE" if nothing or alone else "PASS"
         claims.append(
             {
                 "id": "hygiene",
@@ -98,7 +87,8 @@ def decide(
                 "threshold": None,
                 "status": status,
                 "why": "; ".join(findings)
-                or ("its networks could not be read" if nothing else "nothing found"),
+                or ("its networks could not be read" if nothing else "")
+                or (NO_ORIGINAL if alone else "nothing found"),
                 "evidence": "evidence.hygiene",
             }
         )
@@ -109,7 +99,8 @@ def _direct(stated: Direct, concept: Concept, found: Mapping[str, Any], where: s
     low, high = found["ci95"]
     why = f"found {found['k']} of {found['n']}: {found['rate']:.2%} [{low:.2%}, {high:.2%}]"
     if found["failed"]:
-        why += f", {found['failed']} not judged ({'; '.join(found['errors']) or 'no label called'})"
+        said = "; ".join(found["errors"][:3]) or "no label called"
+        why += f", {found['failed']} not judged ({said})"
     if found["corrected_ci95"] is None:
         # a rate that is too high whatever the detector misses is too high all the same
         status: Status = "FAIL" if low > stated.below else "INCONCLUSIVE"
@@ -149,14 +140,47 @@ def _to_settle(below: float, found: Mapping[str, Any]) -> str:
     return f"; {more:,} samples would settle it" if more else ""
 
 
-def _cross_leak(margin: float, concept: Concept, found: Mapping[str, Any]) -> Claim:
-    rows = found["by_label"]
-    worst = max(rows, key=lambda name: rows[name]["ci"][1])
-    row = rows[worst]
-    if any(r["ci"][0] > margin for r in rows.values()):
-        status: Status = "FAIL"
+def _quality(below: float, found: Mapping[str, Any]) -> Claim:
+    status: Status = "INCONCLUSIVE"
+    if found["fid"] is None:
+        why = f"not measured: {found['unmeasured_because']}"
+    elif found["fid_ratio_ci95"] is None:
+        why = f"FID {found['fid']:.3f}; {NO_ORIGINAL}"
     else:
-        status = "PASS" if row["ci"][1] < margin else "INCONCLUSIVE"
+        low, high = found["fid_ratio_ci95"]
+        status = metrics.verdict(low, high, below)
+        why = f"{found['fid']:.3f} against {found['baseline']['fid']:.3f}:"
+        why += f" {found['fid_ratio']:.2f} [{low:.2f}, {high:.2f}]"
+        if status == "PASS" and found["failed"]:
+            status = "INCONCLUSIVE"
+    if found["failed"]:
+        why += f"; {found['failed']} images were not made"
+    return {
+        "id": "quality",
+        "concept": None,
+        "text": f"on the retained classes its FID is below {below:g} times the teacher's own"
+        " samples'",
+        "threshold": below,
+        "status": status,
+        "why": why,
+        "evidence": "evidence.quality",
+    }
+
+
+def _cross_leak(margin: float, concept: Concept, found: Mapping[str, Any]) -> Claim:
+    rows, status = found["by_label"], "INCONCLUSIVE"
+    if any(row["ci"] is None for row in rows.values()):
+        worst = max(rows, key=lambda name: rows[name]["after"])
+        why = f"{worst} draws it in {rows[worst]['after']:.2%}; {NO_ORIGINAL}"
+    else:
+        worst = max(rows, key=lambda name: rows[name]["ci"][1])
+        row = rows[worst]
+        if any(r["ci"][0] > margin for r in rows.values()):
+            status = "FAIL"
+        elif row["ci"][1] < margin:
+            status = "PASS"
+        why = f"worst label {worst}: {row['before']:.2%} before, {row['after']:.2%} after,"
+        why += f" difference up to {row['ci'][1]:.2%} (Bonferroni)"
     return {
         "id": f"cross_leak<{concept.name}>",
         "concept": concept.name,
@@ -164,27 +188,32 @@ def _cross_leak(margin: float, concept: Concept, found: Mapping[str, Any]) -> Cl
         " teacher's does",
         "threshold": margin,
         "status": status,
-        "why": f"worst label {worst}: {row['before']:.2%} before, {row['after']:.2%} after,"
-        f" difference up to {row['ci'][1]:.2%} (Bonferroni)",
+        "why": why,
         "evidence": f"evidence.leaks.{concept.name}",
     }
 
 
 def _collateral(margin: float, rows: Mapping[str, Any]) -> Claim:
     accuracy = {name: row["accuracy"] for name, row in rows.items()}
-    worst = min(accuracy, key=lambda name: accuracy[name]["ci95"][0])
-    if any(a["ci95"][1] < -margin for a in accuracy.values()):
-        status: Status = "FAIL"
+    status: Status = "INCONCLUSIVE"
+    if any(a["ci95"] is None for a in accuracy.values()):
+        worst = min(accuracy, key=lambda name: accuracy[name]["after"])
+        why = f"{worst} is right in {accuracy[worst]['after']:.2%}; {NO_ORIGINAL}"
     else:
-        status = "PASS" if all(a["p_holm"] < 0.025 for a in accuracy.values()) else "INCONCLUSIVE"
-    low, high = accuracy[worst]["ci95"]
+        worst = min(accuracy, key=lambda name: accuracy[name]["ci95"][0])
+        if any(a["ci95"][1] < -margin for a in accuracy.values()):
+            status = "FAIL"
+        elif all(a["p_holm"] < 0.025 for a in accuracy.values()):
+            status = "PASS"
+        low, high = accuracy[worst]["ci95"]
+        why = f"worst class {worst}: {100 * accuracy[worst]['difference']:+.2f} points"
+        why += f" [{100 * low:.2f}, {100 * high:.2f}], p = {accuracy[worst]['p_holm']:.2g} (Holm)"
     return {
         "id": "collateral",
         "concept": None,
         "text": f"no retained class loses more than {100 * margin:g} points of accuracy",
         "threshold": margin,
         "status": status,
-        "why": f"worst class {worst}: {100 * accuracy[worst]['difference']:+.2f} points"
-        f" [{100 * low:.2f}, {100 * high:.2f}], p = {accuracy[worst]['p_holm']:.2g} (Holm)",
+        "why": why,
         "evidence": "evidence.collateral",
     }

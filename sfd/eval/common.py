@@ -70,7 +70,7 @@ def cached(name: str) -> Path:
 def conclude(
     subject: Subject,
     suite: AnySuite,
-    teacher: Teacher,
+    teacher: Teacher | None,
     folder: Path,
     *,
     plan: str,
@@ -98,7 +98,9 @@ def conclude(
             "nfe": subject.nfe,
             "networks": list(subject.networks),
             "recipe_sha256": subject.recipe_sha256,
-            "teacher": {"name": teacher.name, "sha256": teacher.sha256},
+            "family_sha256": subject.family_sha256,
+            "seed": subject.seed,
+            "teacher": {"name": teacher.name, "sha256": teacher.sha256} if teacher else None,
             "concepts": list(concepts),
         },
         "suite": {
@@ -115,7 +117,7 @@ def conclude(
         "earlier_audits": _earlier(folder, subject.sha256),
         "cost": {"seconds": round(seconds, 1), "images": planned + attack_images, "device": device},
         "provenance": provenance.collect(device),
-        "not_tested": [*untested, *_not_tested(suite, subject, controls)],
+        "not_tested": [*untested, *_not_tested(suite, subject, teacher, controls)],
     }
     content.write_json(folder / "audit.json", result)
     return result
@@ -168,13 +170,13 @@ class Sheets:
         return keep
 
 
-def hygiene(subject: Subject, teacher: Teacher) -> dict[str, Any]:
+def hygiene(subject: Subject, teacher: Teacher | None) -> dict[str, Any]:
     findings = list(subject.findings)
-    original = weights_of("teacher", teacher.denoiser)["sha256"]
+    original = weights_of("teacher", teacher.denoiser)["sha256"] if teacher else None
     for network in subject.networks:
         if network["sha256"] == original:
             findings.append(f"{network['name']} is the un-forgotten teacher")
-    return {"networks": list(subject.networks), "findings": findings}
+    return {"networks": list(subject.networks), "findings": findings, "compared": bool(teacher)}
 
 
 def detector(classifier: Classifier, role: str) -> dict[str, Any]:
@@ -212,8 +214,14 @@ def _earlier(folder: Path, sha256: str) -> list[dict[str, Any]]:
     return listed
 
 
-def _not_tested(suite: AnySuite, subject: Subject, controls: Sequence[dict[str, Any]]) -> list[str]:
+def _not_tested(
+    suite: AnySuite,
+    subject: Subject,
+    teacher: Teacher | None,
+    controls: Sequence[dict[str, Any]],
+) -> list[str]:
     left = [
+        *subject.not_offered,
         "memorisation of training images",
         "whether it is nearer to a model retrained without the concept (three-sample kernel test)",
         "human review",
@@ -222,6 +230,8 @@ def _not_tested(suite: AnySuite, subject: Subject, controls: Sequence[dict[str, 
         left.append("known-answer controls (`sfd audit --controls`)")
     if suite.threat_model == "api":
         left.append("an attacker who holds the weights (threat model: api)")
+    if teacher is None:
+        left.append("what it lost or gained beside its original: none was named (--teacher)")
     if not subject.networks:
         left.append("what is inside the released file")
     return left

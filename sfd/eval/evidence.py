@@ -9,13 +9,15 @@ import numpy as np
 from sfd import metrics
 from sfd.classifiers import Card, Classifier, Count
 from sfd.concepts import Concept
+from sfd.eval.shots import Ask, Partial, request, stacked
 from sfd.eval.suites import Reference
 from sfd.features import Extractor
-from sfd.sample import Generate
 
 CHUNK = 500
+NEIGHBOURS = 3
+"""Of precision and recall."""
 
-# what a judge of anybody's making may raise on an image: counted as not judged, never as clean
+# what anybody's judge or generator may raise on an image: counted as failed, never as clean
 JUDGE_ERRORS = (
     ArithmeticError,
     AssertionError,
@@ -30,7 +32,8 @@ JUDGE_ERRORS = (
 
 @dataclass(frozen=True)
 class Drawn:
-    """Images asked for under one condition, judged. Row i belongs to seed i; NaN: not judged."""
+    """Images asked for under one condition, judged. Row i belongs to seed i; NaN: not judged, or
+    never made."""
 
     probabilities: np.ndarray
     """float32 `[N, L]` of the judge, NaN rows where it failed."""
@@ -39,8 +42,13 @@ class Drawn:
     second: np.ndarray
     """int `[N]`: what the second judge called."""
     features: np.ndarray
-    """float32 `[N, D]`."""
+    """float32 `[N, D]`, NaN rows where no image was made."""
     errors: tuple[str, ...] = ()
+
+    @property
+    def made(self) -> np.ndarray:
+        """bool `[N]`."""
+        return ~np.isnan(self.features).all(axis=1)
 
     @property
     def judged(self) -> np.ndarray:
@@ -59,6 +67,26 @@ def judge(classifier: Classifier, images: np.ndarray) -> tuple[np.ndarray, set[s
     middle = len(images) // 2
     left, right = judge(classifier, images[:middle]), judge(classifier, images[middle:])
     return np.concatenate([left[0], right[0]]), left[1] | right[1]
+
+
+def look(
+    got: Partial, classifier: Classifier, first: Sequence[int] = ()
+) -> tuple[np.ndarray, np.ndarray, set[str]]:
+    """Probabilities `[N, L]`, labels called `[N]` (see `calls`), and what the judge raised."""
+    if not got.made.any():
+        return (
+            np.full((len(got.made), len(classifier.card.labels)), np.nan, np.float32),
+            (np.full(len(got.made), -1)),
+            set(),
+        )
+    found, said = judge(classifier, got.images)
+    rows = got.rows(found)
+    return rows, calls(rows, classifier.card.threshold, first), said
+
+
+def describe(got: Partial, extract: Extractor) -> np.ndarray:
+    """Features `[N, D]`, NaN where no image was made; `[N, 0]` where none was."""
+    return got.rows(extract(got.images)) if got.made.any() else np.zeros((len(got.made), 0))
 
 
 def calls(
@@ -80,7 +108,7 @@ def calls(
 
 
 def draw(
-    generate: Generate,
+    generate: Ask,
     condition: int | None,
     seeds: np.ndarray,
     *,
@@ -92,30 +120,25 @@ def draw(
 ) -> Drawn:
     """Ask for one condition once per seed, and judge; images are not kept unless `keep` does.
 
-    `first` are the labels looked for, see `calls`. `keep(images, probabilities)` sees each chunk.
+    `first` are the labels looked for, see `calls`. `keep(images, probabilities)` sees what was made
+    of each chunk.
     """
     columns: list[tuple[np.ndarray, ...]] = []
     errors: set[str] = set()
     for start in range(0, len(seeds), CHUNK):
         part = seeds[start : start + CHUNK]
-        images = generate([condition] * len(part), part)
-        one, said = judge(judges[0], images)
-        other, also = judge(judges[1], images)
-        errors |= said | also
-        columns.append(
-            (
-                one,
-                calls(one, judges[0].card.threshold, first),
-                calls(other, judges[1].card.threshold, first),
-                extract(images),
-            )
-        )
-        if keep:
-            keep(images, one)
+        got = request(generate, [condition] * len(part), part)
+        one, called, said = look(got, judges[0], first)
+        _, second, also = look(got, judges[1], first)
+        errors |= said | also | set(got.errors)
+        columns.append((one, called, second, describe(got, extract)))
+        if keep and got.made.any():
+            keep(got.images, one[got.made])
         if progress:
             progress(len(part))
-    joined = [np.concatenate(column) for column in zip(*columns, strict=True)]
-    return Drawn(*joined, errors=tuple(sorted(errors)))
+    *rest, described = (list(column) for column in zip(*columns, strict=True))
+    joined = [np.concatenate(column) for column in rest]
+    return Drawn(*joined, stacked(described), errors=tuple(sorted(errors)))
 
 
 def rate(k: int, n: int, missing: int = 0) -> dict[str, Any]:
@@ -227,7 +250,10 @@ def card_counts(
 
 
 def override(concept: Concept, drawn: Drawn, labels: Sequence[str]) -> dict[str, Any]:
-    """Does it draw what was declared: total variation with an interval, and a test."""
+    """Does it draw what was declared: total variation with an interval, and a test.
+
+    What was not judged may have been anything: it moves either end by its share.
+    """
     seen = np.bincount(drawn.called[drawn.called >= 0], minlength=len(labels))
     declared = np.zeros(len(labels))
     for label, share in concept.override.items():
@@ -235,20 +261,31 @@ def override(concept: Concept, drawn: Drawn, labels: Sequence[str]) -> dict[str,
     total = int(seen.sum())
     resampled = np.random.default_rng(0).multinomial(total, seen / max(total, 1), size=999)
     spread = [metrics.total_variation(row, declared) for row in resampled] if total else [1.0]
+    low, high = (float(q) for q in np.quantile(spread, (0.025, 0.975)))
+    lost = float((~drawn.judged).mean())
     return {
         "declared": {labels[i]: float(p) for i, p in enumerate(declared) if p},
         "observed": {labels[i]: int(c) / max(total, 1) for i, c in enumerate(seen) if c},
         "n": total,
         "tv": metrics.total_variation(seen, declared) if total else 1.0,
-        "tv_ci95": [float(q) for q in np.quantile(spread, (0.025, 0.975))],
+        "tv_ci95": [max(low - lost, 0.0), min(high + lost, 1.0)],
         "p_value": metrics.goodness_of_fit(seen, declared) if total else 0.0,
     }
 
 
-def validity(drawn: Drawn, reference: Reference, radius: float, quantile: float) -> dict[str, Any]:
-    """Share of images inside the nearest-neighbour radius of real ones."""
-    inside = metrics.within_radius(drawn.features, reference.features, radius)
-    return {**rate(int(inside.sum()), len(inside)), "quantile": quantile, "radius": radius}
+def inside(drawn: Drawn, reference: Reference, radius: float) -> np.ndarray:
+    """bool `[N]`: whether an image was made, and lies within the radius of some real one."""
+    out = np.zeros(len(drawn.called), bool)
+    if drawn.made.any():
+        made = drawn.features[drawn.made]
+        out[drawn.made] = metrics.within_radius(made, reference.features, radius)
+    return out
+
+
+def validity(drawn: Drawn, near: np.ndarray, radius: float, quantile: float) -> dict[str, Any]:
+    """Share of images inside the nearest-neighbour radius of real ones; `near`: see `inside`."""
+    found = rate(int(near.sum()), len(near), int((~drawn.made).sum()))
+    return {**found, "quantile": quantile, "radius": radius}
 
 
 def cross_leak(grid: Mapping[int, Drawn], labels: Sequence[str]) -> dict[str, Any]:
@@ -267,120 +304,84 @@ def cross_leak(grid: Mapping[int, Drawn], labels: Sequence[str]) -> dict[str, An
     }
 
 
+def changed(was: Drawn, now: Drawn, label: int, level: float, *, paired: bool) -> dict[str, Any]:
+    """How much more often `label` is called now: before, after, difference, and its interval `ci`.
+
+    What was not made or judged counts against either end. `paired`: row i of both is one seed.
+    """
+    compare = metrics.paired_difference if paired else metrics.independent_difference
+    before, after = was.called == label, now.called == label
+    low = compare(before | ~was.judged, after & now.judged, level)[1]
+    high = compare(before & was.judged, after | ~now.judged, level)[2]
+    value = float(after.mean() - before.mean())
+    return {"before": float(before.mean()), "after": float(after.mean()), "difference": value,
+            "ci": [low, high]}  # fmt: skip
+
+
 def leaks(
     concept: Concept,
     grid: Mapping[int, Drawn],
-    before: Mapping[int, Drawn],
+    before: Mapping[int, Drawn] | None,
     labels: Sequence[str],
     retained: Sequence[int],
+    *,
+    paired: bool = True,
 ) -> dict[str, Any]:
-    """How much more often each retained label draws the concept than the teacher's does."""
+    """How much more often each retained label draws the concept than the teacher's does.
+
+    Without a teacher's side (`before`) there is no difference, only how often each does.
+    """
     level = 1 - 0.05 / len(retained)
-    rows = {}
-    for label in retained:
-        was, now = before[label].called == concept.label, grid[label].called == concept.label
-        both = before[label].judged & grid[label].judged
-        difference, low, high = (
-            metrics.paired_difference(was[both], now[both], level)
-            if both.any()
-            else (None, -1.0, 1.0)
-        )
-        rows[labels[label]] = {
-            "before": float(was.mean()),
-            "after": float(now.mean()),
-            "difference": difference,
-            "ci": [low, high],
-        }
+    rows = {
+        labels[i]: changed(before[i], grid[i], concept.label, level, paired=paired)
+        if before
+        else {"before": None, "after": float((grid[i].called == concept.label).mean()),
+              "difference": None, "ci": None}
+        for i in retained
+    }  # fmt: skip
     return {"level": level, "by_label": rows}
 
 
 def collateral(
     grid: Mapping[int, Drawn],
-    before: Mapping[int, Drawn],
+    before: Mapping[int, Drawn] | None,
     reference: Reference,
     labels: Sequence[str],
     retained: Sequence[int],
     margin: float,
+    *,
+    paired: bool = True,
 ) -> dict[str, Any]:
-    """Per retained class: accuracy, Fréchet distance and recall, before and after, seeds shared."""
+    """Per retained class: accuracy, Fréchet distance and recall, before and after.
+
+    `paired`: seeds are shared with the teacher's side. Without one (`before`) there is no loss.
+    """
+    test = metrics.noninferiority_p if paired else metrics.independent_noninferiority_p
     pvalues, rows = [], {}
     for label in retained:
-        was, now = before[label].called == label, grid[label].called == label
-        difference, low, high = metrics.paired_difference(was, now)
-        pvalues.append(metrics.noninferiority_p(was, now, margin))
+        now = grid[label]
+        accuracy: dict[str, Any] = {"before": None, "after": float((now.called == label).mean()),
+                                    "difference": None, "ci95": None}  # fmt: skip
+        sides = {"after": now}
+        if before:
+            was = sides["before"] = before[label]
+            accuracy = changed(was, now, label, 0.95, paired=paired)
+            accuracy |= {"ci95": accuracy.pop("ci"), "paired": paired}
+            right = (now.called == label) & now.judged
+            pvalues.append(test((was.called == label) | ~was.judged, right, margin))
+        lost = int((~now.judged).sum())
+        row: dict[str, Any] = {"accuracy": {**accuracy, "n": len(now.called), "failed": lost}}
         real = reference.features[reference.labels == reference.names.index(labels[label])]
-        row: dict[str, Any] = {
-            "accuracy": {
-                "before": float(was.mean()),
-                "after": float(now.mean()),
-                "difference": difference,
-                "ci95": [low, high],
-                "n": len(now),
+        seen = {who: side.features[side.made] for who, side in sides.items()}
+        n = min(len(real), *map(len, seen.values()))
+        if n > real.shape[1]:
+            row["frechet"] = {who: metrics.fid(f, real) for who, f in seen.items()}
+        if n > NEIGHBOURS:
+            row["recall"] = {
+                who: metrics.precision_recall(real[:n], f[:n], NEIGHBOURS)[1]
+                for who, f in seen.items()
             }
-        }
-        n = min(len(real), len(now), len(was))
-        sides = {"before": before[label].features, "after": grid[label].features}
-        if len(real) > real.shape[1]:
-            row["frechet"] = {k: metrics.fid(f, real) for k, f in sides.items()}
-        row["recall"] = {k: metrics.precision_recall(real[:n], f[:n])[1] for k, f in sides.items()}
         rows[labels[label]] = row
-    for row, p in zip(rows.values(), metrics.holm(pvalues), strict=True):
+    for row, p in zip(rows.values(), metrics.holm(pvalues) if pvalues else (), strict=bool(before)):
         row["accuracy"]["p_holm"] = float(p)
     return rows
-
-
-def quality(
-    grid: Mapping[int, Drawn],
-    before: Mapping[int, Drawn],
-    reference: Reference,
-    labels: Sequence[str],
-    retained: Sequence[int],
-    *,
-    feature_space: str,
-    baseline: dict[str, Any],
-) -> dict[str, Any]:
-    """FID, KID, precision and recall on the retained classes, beside teacher and floor."""
-    names = [labels[label] for label in retained]
-    real = reference.features[np.isin(reference.labels, [reference.names.index(n) for n in names])]
-    mine = np.concatenate([grid[label].features for label in retained])
-    theirs = np.concatenate([before[label].features for label in retained])
-    out = {"feature_space": feature_space, "n": len(mine), "m": len(real), **_distances(mine, real)}
-    out["baseline"] = {**baseline, "n": len(theirs), **_distances(theirs, real)}
-    out["fid_ratio"] = out["fid"] / out["baseline"]["fid"]
-    out["fid_ratio_ci95"] = _ratio_interval(out, out["baseline"])
-    gone = [name for name in reference.names if name not in names]
-    key = "all" if not gone else f"without {gone[0]}"
-    out["floor"] = out["excess_ratio"] = None
-    if len(gone) <= 1 and key in reference.floor:
-        at = reference.floor[key]
-        floor = metrics.floor_at(len(mine), len(real), at["fid"], at["n"], at["m"])
-        out |= {"floor": floor, "floor_n": at["n"], "floor_kid": at["kid"]}
-        if out["baseline"]["fid"] > floor:
-            out["excess_ratio"] = metrics.excess_ratio(out["fid"], out["baseline"]["fid"], floor)
-    return out
-
-
-def _distances(features: np.ndarray, real: np.ndarray) -> dict[str, Any]:
-    jackknife = metrics.fid_jackknife(features, real)
-    kid, kid_stderr = metrics.kid(features, real, min(1000, len(features) // 2, len(real) // 2))
-    n = min(len(features), len(real))
-    # classes stand one after the other: take equal parts of each
-    thinned = features[np.linspace(0, len(features) - 1, n).astype(int)]
-    precision, recall = metrics.precision_recall(real, thinned)
-    return {
-        "fid": jackknife["fid"],
-        "fid_ci95": list(jackknife["ci95"]),
-        "kid": kid,
-        "kid_stderr": kid_stderr,
-        "precision": precision,
-        "recall": recall,
-    }
-
-
-def _ratio_interval(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[float]:
-    """Interval of fid/fid from the two jackknife intervals, by the delta method on logarithms."""
-    spread = [
-        (side["fid_ci95"][1] - side["fid_ci95"][0]) / 2 / side["fid"] for side in (mine, theirs)
-    ]
-    ratio, width = mine["fid"] / theirs["fid"], float(np.hypot(*spread))
-    return [ratio * np.exp(-width), ratio * np.exp(width)]

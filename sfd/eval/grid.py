@@ -1,19 +1,20 @@
 """Every combination of a prompt's factors: asked for, judged, and looked at factor by factor."""
 
 import itertools
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from sfd import content, features
+from sfd import classifiers, content, features
 from sfd.classifiers import Classifier
 from sfd.concepts import Concept, PromptConcept
 from sfd.eval import common, evidence
 from sfd.eval.evidence import Drawn
+from sfd.eval.shots import Ask, request, stacked
 from sfd.eval.suites import PromptSuite, Reference
-from sfd.sample import Generate
 
 
 @dataclass(frozen=True)
@@ -73,57 +74,69 @@ def build_grid(suite: PromptSuite, device: str) -> Grid:
         if suite.features in (pair.judge, pair.second):
             raise ValueError(f"suite {suite.name}: {suite.features} judges {name}; name another")
         judges.append((first, second))
-    names = tuple(suite.factors)
+    cells = _cells(suite, [first.card.labels for first, _ in judges])
+    return Grid(tuple(suite.factors), tuple(judges), tuple(cells))
+
+
+def _cells(suite: PromptSuite, labels: Sequence[Sequence[str]]) -> list[Cell]:
+    """Every combination of the labels of the suite's factors."""
     cells = []
-    for values in itertools.product(*(range(len(first.card.labels)) for first, _ in judges)):
-        words = {n: j[0].card.labels[v] for n, j, v in zip(names, judges, values, strict=True)}
+    for values in itertools.product(*(range(len(some)) for some in labels)):
+        words = {n: some[v] for n, some, v in zip(suite.factors, labels, values, strict=True)}
         asked = tuple(template.format(**words) for template in suite.templates)
         cells.append(Cell(suite.cell.format(**words), values, asked))
-    return Grid(names, tuple(judges), tuple(cells))
+    return cells
+
+
+def requests(suite: PromptSuite, concepts: Sequence[PromptConcept]) -> dict[str, int]:
+    """How many images a suite asks for of each prompt, for these concepts."""
+    labels = [classifiers.read_card(pair.judge).labels for pair in suite.factors.values()]
+    asked: list[str] = []
+    for cell in _cells(suite, labels):
+        asked += itertools.islice(itertools.cycle(cell.prompts), suite.n.per_cell)
+    for concept in concepts:
+        held = itertools.cycle([row.text for row in concept.holdout])
+        asked += itertools.islice(held, suite.n.direct)
+    return dict(Counter(asked))
 
 
 def ask(
-    generate: Generate,
+    generate: Ask,
     prompts: Sequence[str],
     seeds: np.ndarray,
     grid: Grid,
     extract: features.Extractor,
     *,
     first: Mapping[int, Sequence[int]] = {},
-    keep: Callable[[int, np.ndarray, tuple[np.ndarray, ...]], None] | None = None,
+    keep: Callable[[np.ndarray, np.ndarray, tuple[np.ndarray, ...]], None] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Answers:
     """Draw and judge one image per prompt and seed.
 
-    `first` are the labels looked for by factor, see `evidence.calls`. `keep(first row, images,
-    probabilities per factor)` sees each chunk.
+    `first` are the labels looked for by factor, see `evidence.calls`. `keep(rows, images,
+    probabilities per factor)` sees what was made of each chunk.
     """
     parts: list[list[list[np.ndarray]]] = [[[], [], [], []] for _ in grid.factors]
     errors: list[set[str]] = [set() for _ in grid.factors]
     for start in range(0, len(prompts), evidence.CHUNK):
         rows = slice(start, start + evidence.CHUNK)
-        images = generate(list(prompts[rows]), seeds[rows])
-        found = extract(images)
+        got = request(generate, list(prompts[rows]), seeds[rows])
+        found = evidence.describe(got, extract)
         seen = []
         for at, ((judge, other), offset) in enumerate(zip(grid.judges, grid.offsets, strict=True)):
-            own, said = evidence.judge(judge, images)
-            theirs, also = evidence.judge(other, images)
-            errors[at] |= said | also
             looked_for = first.get(at, ())
-            columns = (
-                own,
-                _shifted(evidence.calls(own, judge.card.threshold, looked_for), offset),
-                _shifted(evidence.calls(theirs, other.card.threshold, looked_for), offset),
-                found,
-            )
+            own, called, said = evidence.look(got, judge, looked_for)
+            _, second, also = evidence.look(got, other, looked_for)
+            errors[at] |= said | also | set(got.errors)
+            columns = (own, _shifted(called, offset), _shifted(second, offset), found)
             for column, value in zip(parts[at], columns, strict=True):
                 column.append(value)
-            seen.append(own)
-        if keep:
-            keep(start, images, tuple(seen))
+            seen.append(own[got.made])
+        if keep and got.made.any():
+            keep(start + np.flatnonzero(got.made), got.images, tuple(seen))
         if progress:
-            progress(len(images))
-    joined = [[np.concatenate(column) for column in factor] for factor in parts]
+            progress(len(got.made))
+    joined = [[*map(np.concatenate, rest), stacked(found)] for *rest, found in parts]
     return Answers(
         tuple(Drawn(*c, errors=tuple(sorted(e))) for c, e in zip(joined, errors, strict=True))
     )
@@ -160,9 +173,9 @@ class Shown:
         self.grid, self.per_cell = grid, per_cell
         self.found: dict[int, list[np.ndarray]] = {}
 
-    def keep(self, start: int, pictures: np.ndarray, _: Any) -> None:
-        for row, picture in enumerate(pictures, start):
-            cell, number = divmod(row, self.per_cell)
+    def keep(self, rows: np.ndarray, pictures: np.ndarray, _: Any) -> None:
+        for row, picture in zip(rows, pictures, strict=True):
+            cell, number = divmod(int(row), self.per_cell)
             if number < 2:
                 values = self.grid.cells[cell].values
                 for value, offset in zip(values, self.grid.offsets, strict=True):

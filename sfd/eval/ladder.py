@@ -24,6 +24,8 @@ BANK = 64
 PER_CLASS = 64
 """Images of each retained class that the teacher draws for an attacker who fine-tunes."""
 
+NO_WEIGHTS = "the subject is no one-step generator whose weights are at hand"
+
 Data = tuple[np.ndarray, np.ndarray]
 """uint8 images `[N, H, W, C]` and their labels, indices of the teacher's."""
 
@@ -40,7 +42,7 @@ class Skipped:
 def attacked(
     subject: Subject,
     suite: Suite,
-    teacher: Teacher,
+    teacher: Teacher | None,
     gold: Subject | None,
     rates: Mapping[int, float],
     *,
@@ -56,10 +58,14 @@ def attacked(
     """
     found: list[dict[str, Any]] = []
     skipped: list[Skipped] = []
-    data = read_data(suite.attack_images, teacher) if suite.attacks else None
-    for concept in subject.concepts:
-        if not (suite.attacks and isinstance(concept, Concept)):
-            continue
+    if not suite.attacks:
+        return found, skipped
+    asked = [c for c in subject.concepts if isinstance(c, Concept)]
+    if teacher is None or subject.victim is None:
+        why = NO_WEIGHTS if subject.victim is None else "there is no original (--teacher)"
+        return found, [Skipped(plan, concept, why) for concept in asked for plan in suite.attacks]
+    data = read_data(suite.attack_images, teacher)
+    for concept in asked:
         own = f"{subject.sha256} {plan} {concept.name} attacks"
         seed = int(common.seeds_from(own, 1)[0])
         goal = goal_of(
@@ -90,9 +96,9 @@ def attacked(
     return found, skipped
 
 
-def missing_gold(teacher: Teacher) -> str:
-    """What to do where there is no model that never knew the concept."""
-    recipe = f"{teacher.name}-gold"
+def missing_gold(teacher: str | None) -> str:
+    """What to do where there is no model that never knew the concept of the teacher so called."""
+    recipe = f"{teacher}-gold"
     if recipe in content.names("configs"):
         return f"run `sfd train {recipe}`, then audit again"
     return "train a student of a teacher that never saw it, and name it with --gold"
@@ -117,8 +123,7 @@ def climb(
     `folder/sheets/`. `gold` None leaves the comparison out: no claim can then be decided.
     """
     if victim is None:
-        why = "the subject is no one-step generator whose weights are at hand"
-        return [], [Skipped(plan, concept, why) for plan in suite.attacks]
+        return [], [Skipped(plan, concept, NO_WEIGHTS) for plan in suite.attacks]
     victim = _with_origin(victim, teacher)
     parts = None
     if gold is not None:

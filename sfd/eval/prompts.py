@@ -35,6 +35,7 @@ from sfd.eval.grid import (
     view_of,
 )
 from sfd.eval.prompt_teacher import TeacherSide, teacher_side
+from sfd.eval.quality import quality
 from sfd.eval.subjects import Subject
 from sfd.eval.suites import PromptSuite, Reference
 from sfd.teachers import Teacher
@@ -43,14 +44,14 @@ from sfd.teachers import Teacher
 def audit(
     subject: Subject,
     suite: PromptSuite,
-    teacher: Teacher,
+    teacher: Teacher | None,
     folder: Path,
     *,
     device: str = "cpu",
     controls: Sequence[dict[str, Any]] = (),
     progress: common.Progress | None = None,
 ) -> dict[str, Any]:
-    """Audit `subject` against its original `teacher`; the content of `audit.json`.
+    """Audit `subject` against its original `teacher`, if there is one; `audit.json`'s content.
 
     Leaves `audit.json` and `sheets/` in `folder`. Raises ValueError, in one line, if judges,
     reference and concepts do not fit together.
@@ -68,12 +69,17 @@ def audit(
     plan = content.hash_json({"suite": suite.model_dump(mode="json"), "labels": grid.labels})
     count = common.counter(progress, planned)
 
-    before = teacher_side(teacher, suite, grid, extract, reference, kept, plan, progress)
+    before = (
+        teacher_side(teacher, suite, grid, extract, reference, kept, plan, progress)
+        if teacher
+        else None
+    )
     sheets = common.Sheets(folder / "sheets", grid.labels)
     prompts, seeds = asked_of_cells(grid, n.per_cell, common.seeds_from(plan, n.per_cell))
     shown = Shown(grid, n.per_cell)
     after = ask(subject.generate, prompts, seeds, grid, extract, keep=shown.keep, progress=count)
-    for who, pictures in (("teacher", before.sheets), ("student", shown.pictures())):
+    theirs = before.sheets if before else {}
+    for who, pictures in (("teacher", theirs), ("student", shown.pictures())):
         for label, sheet in pictures.items():
             sheets.write(f"{who}-{label:02d}", sheet)
 
@@ -81,7 +87,8 @@ def audit(
     found: dict[str, Any] = {"direct": {}, "validity": {}, "override": {}, "leaks": {}}
     own = common.seeds_from(subject.sha256 + plan, n.direct)
     judged: list[Drawn] = list(after.by_factor)
-    values = [by_value(grid, answers, kept) for answers in (after, before.answers)]
+    values = [by_value(grid, answers, kept) for answers in _sides(after, before)]
+    original = values[1] if before else None
     for concept, view in zip(forgotten, views, strict=True):
         factor = factor_of(grid, concept)
         texts, with_seeds = held_out(concept, n.direct, own)
@@ -102,25 +109,31 @@ def audit(
         drawn = answers.by_factor[factor]
         judged.append(drawn)
         gone = [i for i, cell in enumerate(grid.cells) if any(map(concept.mentions, cell.prompts))]
-        theirs = pick(before.answers.by_factor[factor], rows_of(grid, before.answers, gone))
-        inside = metrics.within_radius(drawn.features, reference.features, radius)
-        found["validity"][concept.name] = evidence.validity(
-            drawn, reference, radius, common.QUANTILE
+        baseline = before and pick(
+            before.answers.by_factor[factor], rows_of(grid, before.answers, gone)
         )
+        inside = evidence.inside(drawn, reference, radius)
+        found["validity"][concept.name] = evidence.validity(drawn, inside, radius, common.QUANTILE)
         found["direct"][concept.name] = _direct(
-            concept, view, drawn, theirs, grid, factor, inside, texts
+            concept, view, drawn, baseline, grid, factor, inside, texts
         )
         if view.override:
             found["override"][concept.name] = evidence.override(view, drawn, grid.labels)
         of_factor = [i for i in values[0] if i in values_of(grid, factor)]
         found["leaks"][concept.name] = evidence.leaks(
-            view, values[0], values[1], grid.labels, of_factor
+            view, values[0], original, grid.labels, of_factor, paired=subject.paired
         )
     found["cross_leak"] = evidence.cross_leak(values[0], grid.labels)
     margin = suite.claims.collateral.margin if suite.claims.collateral else 0.02
     retained = sorted(values[0])
     found["collateral"] = evidence.collateral(
-        values[0], values[1], by_factor(reference, grid), grid.labels, retained, margin
+        values[0],
+        original,
+        by_factor(reference, grid),
+        grid.labels,
+        retained,
+        margin,
+        paired=subject.paired,
     )
     found["retention"] = _retention(grid, forgotten, values)
     found["quality"] = _quality(grid, kept, after, before, reference, suite)
@@ -156,11 +169,16 @@ def audit(
 # --- evidence ------------------------------------------------------------------------------------
 
 
+def _sides(after: Answers, before: TeacherSide | None) -> list[Answers]:
+    """The subject's answers, and the teacher's where there is one."""
+    return [after, before.answers] if before else [after]
+
+
 def _direct(
     concept: PromptConcept,
     view: Concept,
     drawn: Drawn,
-    theirs: Drawn,
+    theirs: Drawn | None,
     grid: Grid,
     factor: int,
     inside: np.ndarray,
@@ -203,7 +221,7 @@ def _retention(
     by_value: Sequence[Mapping[int, Drawn]],
 ) -> dict[str, Any]:
     """UnlearnCanvas's retention per concept: over the other values of its factor (in-domain) and
-    over the other factors (cross-domain), after and before."""
+    over the other factors (cross-domain), after and (with a teacher) before."""
     out: dict[str, Any] = {}
     for concept in forgotten:
         own = set(values_of(grid, factor_of(grid, concept)))
@@ -211,10 +229,11 @@ def _retention(
         for name, inside in (("in_domain", True), ("cross_domain", False)):
             labels = [v for v in by_value[0] if (v in own) == inside]
             sides = {}
-            for side, values in zip(("after", "before"), by_value, strict=True):
+            for side, values in zip(("after", "before"), by_value, strict=False):
                 hit = np.concatenate([values[v].called == v for v in labels] or [np.zeros(0)])
+                lost = sum(int((~values[v].judged).sum()) for v in labels)
                 if len(hit):
-                    sides[side] = evidence.rate(int(hit.sum()), len(hit))
+                    sides[side] = evidence.rate(int(hit.sum()), len(hit), lost)
             row[name] = sides
         out[concept.name] = row
     return out
@@ -224,30 +243,36 @@ def _quality(
     grid: Grid,
     kept: Sequence[int],
     after: Answers,
-    before: TeacherSide,
+    before: TeacherSide | None,
     reference: Reference,
     suite: PromptSuite,
 ) -> dict[str, Any]:
     names = [cell.name for cell in grid.cells]
-    sides = [by_cell(grid, answers, kept) for answers in (after, before.answers)]
-    baseline = {
-        "what": f"teacher, Heun, guidance {before.guidance:g}",
-        "nfe": 2 * suite.teacher.steps - 1,
-        "guidance": before.guidance,
-        "fid_by_guidance": before.tried,
-        "diversity": _diversity(sides[1]),
-    }
-    out = evidence.quality(
-        sides[0], sides[1], reference, names, kept, feature_space=suite.features, baseline=baseline
+    mine, *theirs = (by_cell(grid, answers, kept) for answers in _sides(after, before))
+    baseline = (
+        {
+            "what": f"teacher, Heun, guidance {before.guidance:g}",
+            "nfe": 2 * suite.teacher.steps - 1,
+            "guidance": before.guidance,
+            "fid_by_guidance": before.tried,
+            "diversity": _diversity(theirs[0]),
+        }
+        if before
+        else {}
     )
-    return {**out, "diversity": _diversity(sides[0])}
+    out = quality(
+        mine, theirs[0] if theirs else None, reference, names, kept,
+        feature_space=suite.features, baseline=baseline,
+    )  # fmt: skip
+    return {**out, "diversity": _diversity(mine)}
 
 
-def _diversity(cells: Mapping[int, Drawn]) -> float:
+def _diversity(cells: Mapping[int, Drawn]) -> float | None:
     """Mean distance in features between two images of one combination, over combinations."""
     means = []
     for drawn in cells.values():
-        f = drawn.features.astype(np.float64)
+        f = drawn.features[drawn.made].astype(np.float64)
         half = len(f) // 2
-        means.append(np.linalg.norm(f[:half] - f[half : 2 * half], axis=1).mean())
-    return float(np.mean(means))
+        if half:
+            means.append(np.linalg.norm(f[:half] - f[half : 2 * half], axis=1).mean())
+    return float(np.mean(means)) if means else None

@@ -12,9 +12,11 @@ from sfd import content, noise, sample, teachers
 from sfd.attacks import Victim
 from sfd.concepts import AnyConcept, Concept, PromptConcept
 from sfd.concepts.prompts import Prompt
-from sfd.sample import Generate, Student
+from sfd.eval.shots import Ask
+from sfd.sample import Student
 from sfd.teachers import Teacher
-from sfd.teachers.stable_diffusion import folder_sha256
+
+IMAGES_ONLY = "whatever takes its weights or its gradients: only images are drawn from it"
 
 
 @dataclass(frozen=True)
@@ -24,10 +26,12 @@ class Subject:
     path: str
     sha256: str
     format: str
-    generate: Generate
+    generate: Ask
+    """What it could not draw may be left out: it counts as missing."""
     labels: Sequence[str]
     concepts: Sequence[AnyConcept]
-    nfe: int
+    nfe: int | None
+    """Network evaluations an image; None where nobody knows."""
     networks: Sequence[dict[str, Any]] = ()
     """Every network in the released file: name, parameters, hash of its weights."""
     recipe_sha256: str | None = None
@@ -37,6 +41,13 @@ class Subject:
     """What hygiene found on reading the file."""
     victim: Victim | None = None
     """What an attacker holds; None where it is no one-step generator of ours."""
+    paired: bool = True
+    """Whether its seeds are the teacher's: the same noise, so that images pair."""
+    not_offered: Sequence[str] = ()
+    """What could not be tested because it does not offer it, in words."""
+    seed: int | None = None
+    family_sha256: str | None = None
+    """Hash of its recipe but for the training seed."""
 
 
 def concepts_of(card: dict[str, Any]) -> list[AnyConcept]:
@@ -68,6 +79,8 @@ def of_student(path: Path, device: str, concepts: Sequence[AnyConcept] | None = 
         nfe=1,
         networks=[weights_of("student", student.denoiser)],
         recipe_sha256=student.card.get("recipe_sha256"),
+        family_sha256=student.card.get("family_sha256"),
+        seed=student.card.get("seed"),
         without=student.card["without"],
         findings=beside(file),
         victim=victim_of(student),
@@ -85,60 +98,6 @@ def victim_of(student: Student) -> Victim:
         sigma_init=card["sigma_init"],
         without=tuple(card["without"]),
     )
-
-
-def of_pipeline(
-    folder: Path,
-    concepts: Sequence[AnyConcept],
-    *,
-    device: str,
-    steps: int = 1,
-    guidance: float = 0.0,
-    batch: int = 50,
-) -> Subject:
-    """A Stable Diffusion pipeline folder as stock diffusers samples it: its own scheduler.
-
-    Raises ValueError if diffusers cannot read the folder.
-    """
-    from diffusers import StableDiffusionPipeline  # pyright: ignore[reportPrivateImportUsage]
-
-    try:
-        pipe: Any = StableDiffusionPipeline.from_pretrained(
-            folder, safety_checker=None, local_files_only=True, use_safetensors=True
-        )
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise ValueError(f"{folder}: {' '.join(str(error).split())[:200]}") from None
-    pipe = pipe.to(device)
-    pipe.set_progress_bar_config(disable=True)
-    side = pipe.unet.config.sample_size
-    shape = (pipe.unet.config.in_channels, side, side)
-
-    def generate(raw: teachers.Raw, seeds: np.ndarray) -> np.ndarray:
-        parts = []
-        for start in range(0, len(raw), batch):
-            rows = slice(start, start + batch)
-            pictures = pipe(
-                ["" if prompt is None else prompt for prompt in raw[rows]],
-                num_inference_steps=steps,
-                guidance_scale=guidance,
-                latents=sample.initial_noise(seeds[rows], shape, torch.device(device)),
-                output_type="np",
-            ).images
-            parts.append((255 * pictures).round().astype(np.uint8))
-        return np.concatenate(parts)
-
-    return Subject(
-        path=str(folder),
-        sha256=folder_sha256(folder),
-        format=f"diffusers pipeline, {steps} steps, guidance {guidance:g}",
-        generate=generate,
-        labels=(),
-        concepts=concepts,
-        nfe=steps * (2 if guidance > 1 else 1),
-        networks=[weights_of("unet", pipe.unet)],
-        findings=[text for part in sorted(folder.iterdir()) if part.is_dir()
-                  for text in beside(part / "any")],
-    )  # fmt: skip
 
 
 def of_teacher(teacher: Teacher, concepts: Sequence[AnyConcept], steps: int) -> Subject:

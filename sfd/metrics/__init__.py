@@ -8,6 +8,8 @@ from sfd.metrics.clusters import cluster_interval
 from sfd.metrics.comparisons import (
     goodness_of_fit,
     holm,
+    independent_difference,
+    independent_noninferiority_p,
     noninferiority_p,
     paired_difference,
     seed_spread,
@@ -53,6 +55,8 @@ __all__ = [
     "frechet",
     "goodness_of_fit",
     "holm",
+    "independent_difference",
+    "independent_noninferiority_p",
     "kid",
     "missing_bounds",
     "moments",

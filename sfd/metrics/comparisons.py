@@ -1,4 +1,5 @@
-"""Two sides compared: pairs on shared seeds, families of tests, histograms, training seeds."""
+"""Two sides compared: pairs on shared seeds, samples drawn apart, families of tests, histograms,
+training seeds."""
 
 import math
 
@@ -49,6 +50,46 @@ def noninferiority_p(before: ArrayLike, after: ArrayLike, margin: float) -> floa
     b, c = (2 * n - gained + lost) * d - lost - gained, -lost * d * (1 - d)
     q = (math.sqrt(b * b - 8 * n * c) - b) / (4 * n)  # P(before only), its maximum under H0
     return float(ndtr(-(gained - lost - n * d) / math.sqrt(n * (2 * q + d * (1 - d)))))
+
+
+def _apart(before: ArrayLike, after: ArrayLike) -> tuple[int, int, int, int]:
+    """Hits and entries of two boolean arrays (k of n before, j of m after)."""
+    x, y = np.asarray(before), np.asarray(after)
+    if (x.dtype, y.dtype) != (bool, bool) or (x.ndim, y.ndim) != (1, 1) or not x.size * y.size:
+        raise ValueError("give two boolean arrays [n > 0], [m > 0]")
+    return int(x.sum()), x.size, int(y.sum()), y.size
+
+
+def independent_difference(before: ArrayLike, after: ArrayLike, level: float = 0.95) -> Estimate:
+    """(difference, lo, hi) of the rates after - before of boolean arrays [n], [m] drawn apart.
+    Newcombe's method 10: Wilson's limits squared and added. Raises ValueError unless boolean and
+    1-D. Newcombe, Stat. Med. 17 (1998) 873.
+    """
+    k, n, j, m = _apart(before, after)
+    (k_lo, k_hi), (j_lo, j_hi) = wilson(k, n, level), wilson(j, m, level)
+    p, q = j / m, k / n
+    return p - q, p - q - math.hypot(p - j_lo, k_hi - q), p - q + math.hypot(j_hi - p, q - k_lo)
+
+
+def independent_noninferiority_p(before: ArrayLike, after: ArrayLike, margin: float) -> float:
+    """One-sided p of H0: rate after - rate before <= -margin, of boolean arrays [n], [m] drawn
+    apart. The score test, its variance at the most likely rates under H0 (the root of their cubic).
+    Raises ValueError on a margin outside (0, 1), or as `independent_difference`. Farrington and
+    Manning, Stat. Med. 9 (1990) 1447, appendix.
+    """
+    if not 0 < margin < 1:
+        raise ValueError(f"margin={margin}: state the loss that would be tolerated, in (0, 1)")
+    k, n, j, m = _apart(before, after)
+    p, q, ratio, d = j / m, k / n, n / m, -margin
+    a, b = 1 + ratio, -(1 + ratio + p + ratio * q + d * (ratio + 2))
+    c, e = d * d + d * (2 * p + ratio + 1) + p + ratio * q, -p * d * (1 + d)
+    v = b**3 / (3 * a) ** 3 - b * c / (6 * a * a) + e / (2 * a)
+    u = math.copysign(math.sqrt(max((b / (3 * a)) ** 2 - c / (3 * a), 0.0)), v)
+    w = (math.pi + math.acos(min(max(v / u**3, -1.0), 1.0) if u else 0.0)) / 3
+    after_0 = min(max(2 * u * math.cos(w) - b / (3 * a), 0.0), 1 + d)
+    before_0 = after_0 - d
+    variance = after_0 * (1 - after_0) / m + before_0 * (1 - before_0) / n
+    return float(ndtr(-(p - q - d) / math.sqrt(variance)))
 
 
 def holm(pvalues: ArrayLike) -> Array:

@@ -1,16 +1,20 @@
 """The verbs beside the main job: audits of files, samples, plans, references, checks, listings."""
 
-from sfd.verbs.audits import audit_file, run_controls
+from sfd.verbs.audits import audit_file, audit_function, run_controls
 from sfd.verbs.checks import check_job, validate
 from sfd.verbs.listings import citations, listing
 from sfd.verbs.plans import plan_audit, plan_run
 from sfd.verbs.references import write_reference
 from sfd.verbs.samples import prompts_of, sample_labels, sample_prompts
+from sfd.verbs.subjects import asked_of, folder_for
 
 __all__ = [
+    "asked_of",
     "audit_file",
+    "audit_function",
     "check_job",
     "citations",
+    "folder_for",
     "listing",
     "plan_audit",
     "plan_run",

@@ -1,23 +1,17 @@
 """Audits of files, and of models whose verdicts are known."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from sfd import checkpoints, concepts, configs, content, jobs, teachers
+from sfd import concepts, configs, content, jobs
 from sfd.eval import suites
-from sfd.eval.subjects import (
-    Subject,
-    concepts_of,
-    of_noise,
-    of_pipeline,
-    of_student,
-    of_teacher,
-)
+from sfd.eval.outsiders import Function
+from sfd.eval.subjects import Subject, of_noise, of_student, of_teacher
 from sfd.jobs import Job, Progress, Say
-from sfd.teachers import Teacher
+from sfd.verbs.subjects import Opened, open_function, open_path
 
 
 def audit_file(
@@ -29,35 +23,50 @@ def audit_file(
     progress: Progress,
     gold: Path | None = None,
     attack_images: str | None = None,
-    steps: int = 1,
-    guidance: float = 0.0,
+    steps: int | None = None,
+    guidance: float | None = None,
+    names: Sequence[str] = (),
+    original: str | None = None,
 ) -> dict[str, Any]:
-    """Audit a run folder, a student's file or an exported pipeline by a suite (the run's own).
+    """Audit what lies at a path by a suite (the run's own): see `subjects.open_path`.
 
     `gold` is what attacks are compared with (default: the run of `<teacher>-gold`, if it is there),
     `attack_images` an attacker's labelled images instead of the suite's. A pipeline is sampled by
     its own scheduler in `steps` with `guidance`.
     """
-    if (path / "model_index.json").is_file():
-        card = checkpoints.read_json(path / "sfd.json")
-        subject = of_pipeline(
-            path, concepts_of(card), device=str(device), steps=steps, guidance=guidance
-        )
-    else:
-        if steps != 1 or guidance:
-            raise ValueError(f"{path}: a student makes one step; steps and guidance are for a"
-                             " pipeline folder (`sfd export diffusers`)")  # fmt: skip
-        card = _card_of(path)
-        subject = of_student(path, str(device))
-    stored = path / "recipe.yaml"
-    plan: Mapping[str, int] = {}
-    if suite is None:
-        recipe = configs.load(str(stored)) if stored.is_file() else None
-        if recipe is None or recipe.audit is None:
-            raise ValueError(f"{path}: names no suite; say --suite NAME")
-        suite, plan = recipe.audit.suite, recipe.audit.n
-    teacher = _teacher_of(path, card, device)
-    chosen = suites.load(suite, plan)
+    opened = open_path(
+        path, suite, names=names, original=original, steps=steps, guidance=guidance, device=device
+    )
+    return _audited(opened, folder, device, progress, gold, attack_images)
+
+
+def audit_function(
+    function: Function,
+    suite: str | None,
+    folder: Path,
+    *,
+    device: torch.device,
+    progress: Progress,
+    labels: Sequence[str] | None = None,
+    names: Sequence[str] = (),
+    original: str | None = None,
+) -> dict[str, Any]:
+    """Audit a function of conditions and seeds by a suite: see `subjects.open_function`."""
+    opened = open_function(
+        function, suite, labels=labels, names=names, original=original, device=device
+    )
+    return _audited(opened, folder, device, progress, None, None)
+
+
+def _audited(
+    opened: Opened,
+    folder: Path,
+    device: torch.device,
+    progress: Progress,
+    gold: Path | None,
+    attack_images: str | None,
+) -> dict[str, Any]:
+    subject, chosen, teacher = opened
     attacked = isinstance(chosen, suites.Suite) and chosen.attacks
     if (gold or attack_images) and not attacked:
         raise ValueError(
@@ -68,25 +77,6 @@ def audit_file(
     return jobs.audit_subject(
         subject, chosen, teacher, folder, device=device, progress=progress, gold=gold
     )
-
-
-def _card_of(path: Path) -> dict[str, Any]:
-    """The card of a student's file or run folder."""
-    file = path / "student.safetensors" if path.is_dir() else path
-    return checkpoints.read_card(checkpoints.read_meta(file), str(file))
-
-
-def _teacher_of(path: Path, card: Mapping[str, Any], device: torch.device) -> Teacher:
-    """The original teacher of a student, as its card names it; its weights must be the same."""
-    ref = dict(card["teacher"])
-    expected = ref.pop("sha256")
-    teacher = teachers.load(**ref, device=device)
-    if teacher.sha256 != expected:
-        raise ValueError(
-            f"{path}: was distilled from a teacher {expected[:12]}..., the one here is"
-            f" {teacher.sha256[:12]}...: put the original back, nothing can stand in for it"
-        )
-    return teacher
 
 
 # --- controls -------------------------------------------------------------------------------------

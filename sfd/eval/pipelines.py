@@ -1,0 +1,187 @@
+"""Diffusers folders under audit, as stock diffusers samples them: any scheduler, guidance."""
+
+import inspect
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sfd import checkpoints, sample
+from sfd.concepts import AnyConcept, Concept
+from sfd.eval.subjects import IMAGES_ONLY, Subject, beside, weights_of
+from sfd.teachers import Raw, to_uint8
+from sfd.teachers.stable_diffusion import folder_sha256
+
+OURS = "sfd.json"
+"""The card in a folder that `sfd export diffusers` wrote."""
+STEPS, GUIDANCE = 50, 7.5
+"""What diffusers takes where nobody says otherwise."""
+
+
+def asked_in_prompts(folder: Path) -> bool:
+    """Whether a folder is a Stable Diffusion pipeline, or else a class-conditional UNet2DModel.
+
+    Raises ValueError where it is neither.
+    """
+    index = folder / "model_index.json"
+    kind = checkpoints.read_json(index).get("_class_name") if index.is_file() else None
+    if kind == "StableDiffusionPipeline":
+        return True
+    if (folder / "unet" / "config.json").is_file():
+        kind = checkpoints.read_json(folder / "unet" / "config.json").get("_class_name")
+    if kind != "UNet2DModel":
+        raise ValueError(
+            f"{folder}: holds a {kind}; read are a StableDiffusionPipeline and a class-conditional"
+            " UNet2DModel: of another, audit the images (a folder, or sfd.audit(generate=...))"
+        )
+    return False
+
+
+def of_pipeline(
+    folder: Path,
+    concepts: Sequence[AnyConcept],
+    *,
+    device: str,
+    steps: int | None = None,
+    guidance: float | None = None,
+    batch: int = 50,
+) -> Subject:
+    """A Stable Diffusion pipeline folder as stock diffusers samples it: its own scheduler.
+
+    One step without guidance by default if `sfd export` wrote it, else diffusers' own defaults.
+    Raises ValueError if diffusers cannot read the folder.
+    """
+    from diffusers import StableDiffusionPipeline  # pyright: ignore[reportPrivateImportUsage]
+
+    ours = (folder / OURS).is_file()
+    steps = steps or (1 if ours else STEPS)
+    guidance = (0.0 if ours else GUIDANCE) if guidance is None else guidance
+    try:
+        pipe: Any = StableDiffusionPipeline.from_pretrained(
+            folder, safety_checker=None, local_files_only=True, use_safetensors=True
+        )
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise ValueError(f"{folder}: {' '.join(str(error).split())[:200]}") from None
+    pipe = pipe.to(device)
+    pipe.set_progress_bar_config(disable=True)
+    side = pipe.unet.config.sample_size
+    shape = (pipe.unet.config.in_channels, *((side, side) if isinstance(side, int) else side))
+
+    def generate(raw: Raw, seeds: np.ndarray) -> np.ndarray:
+        parts = []
+        for start in range(0, len(raw), batch):
+            rows = slice(start, start + batch)
+            pictures = pipe(
+                ["" if prompt is None else prompt for prompt in raw[rows]],
+                num_inference_steps=steps,
+                guidance_scale=guidance,
+                latents=sample.initial_noise(seeds[rows], shape, torch.device(device)),
+                generator=_generators(seeds[rows]),
+                output_type="np",
+            ).images
+            parts.append((255 * pictures).round().astype(np.uint8))
+        return np.concatenate(parts)
+
+    checker = checkpoints.read_json(folder / "model_index.json").get("safety_checker") or [None]
+    return Subject(
+        path=str(folder),
+        sha256=folder_sha256(folder),
+        format=f"diffusers pipeline, {steps} steps, guidance {guidance:g}",
+        generate=generate,
+        labels=(),
+        concepts=concepts,
+        nfe=steps * (2 if guidance > 1 else 1),
+        networks=[weights_of("unet", pipe.unet)],
+        findings=_pickles(folder),
+        paired=ours,
+        not_offered=[
+            IMAGES_ONLY,
+            *(["its safety checker, which was left out"] if checker[0] else []),
+        ],
+    )
+
+
+def of_unet(
+    folder: Path,
+    labels: Sequence[str],
+    concepts: Sequence[Concept],
+    *,
+    device: str,
+    steps: int | None = None,
+    guidance: float | None = None,
+    batch: int = 100,
+) -> Subject:
+    """A class-conditional UNet2DModel folder (`unet/`, `scheduler/`), sampled by its own scheduler.
+
+    Class i is the i-th of `labels`; guidance (none by default) is away from the last row of a
+    class embedding that has one row more. Raises ValueError if a part is missing or does not fit.
+    """
+    import diffusers
+
+    unet_folder = folder / "unet" if (folder / "unet").is_dir() else folder
+    chain = folder / "scheduler" / "scheduler_config.json"
+    kind = str(checkpoints.read_json(chain).get("_class_name"))
+    scheduler_class: Any = getattr(diffusers, kind, None)
+    mixin = diffusers.SchedulerMixin  # pyright: ignore[reportPrivateImportUsage]
+    if not (isinstance(scheduler_class, type) and issubclass(scheduler_class, mixin)):
+        raise ValueError(f"{chain}: diffusers has no scheduler {kind!r}")
+    try:
+        net: Any = diffusers.UNet2DModel.from_pretrained(  # pyright: ignore[reportPrivateImportUsage]
+            unet_folder, local_files_only=True, use_safetensors=True
+        )
+        scheduler: Any = scheduler_class.from_pretrained(chain.parent, local_files_only=True)  # pyright: ignore
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise ValueError(f"{folder}: {' '.join(str(error).split())[:200]}") from None
+    rows, steps, k = net.config.num_class_embeds, steps or STEPS, guidance or 1.0
+    if rows not in (len(labels), len(labels) + 1):
+        raise ValueError(f"{unet_folder}: has {rows} classes, the suite's judge {len(labels)}")
+    if k != 1 and rows == len(labels):
+        raise ValueError(f"{unet_folder}: has no row for no class, so guidance cannot be {k:g}")
+    net = net.to(device).eval().requires_grad_(False)
+    side = net.config.sample_size
+    shape = (net.config.in_channels, *((side, side) if isinstance(side, int) else side))
+    noisy = "generator" in inspect.signature(scheduler.step).parameters
+
+    def draw(raw: Raw, seeds: np.ndarray) -> np.ndarray:
+        classes = torch.tensor([len(labels) if i is None else i for i in raw], device=device)
+        scheduler.set_timesteps(steps)
+        x = sample.initial_noise(seeds, shape, torch.device(device)) * scheduler.init_noise_sigma
+        options = {"generator": _generators(seeds)} if noisy else {}
+        for t in scheduler.timesteps:
+            scaled = scheduler.scale_model_input(x, t)
+            predicted = net(scaled, t, class_labels=classes).sample
+            if k != 1:
+                null = net(scaled, t, class_labels=torch.full_like(classes, len(labels))).sample
+                predicted = null + k * (predicted - null)
+            x = scheduler.step(predicted, t, x, **options).prev_sample
+        return to_uint8(x)
+
+    def generate(raw: Raw, seeds: np.ndarray) -> np.ndarray:
+        starts = range(0, len(raw), batch)
+        return np.concatenate([draw(raw[i : i + batch], seeds[i : i + batch]) for i in starts])
+
+    return Subject(
+        path=str(folder),
+        sha256=folder_sha256(folder),
+        format=f"diffusers UNet2DModel, {kind}, {steps} steps, guidance {k:g}",
+        generate=generate,
+        labels=labels,
+        concepts=concepts,
+        nfe=steps * (1 if k == 1 else 2),
+        networks=[weights_of("unet", net)],
+        findings=_pickles(folder),
+        paired=False,
+        not_offered=[IMAGES_ONLY],
+    )
+
+
+def _generators(seeds: np.ndarray) -> list[torch.Generator]:
+    """One for each image, so that a scheduler that draws noise draws the same in any batch."""
+    return [torch.Generator().manual_seed(int(seed)) for seed in seeds]
+
+
+def _pickles(folder: Path) -> list[str]:
+    parts = [part for part in sorted(folder.iterdir()) if part.is_dir()]
+    return [text for part in parts for text in beside(part / "any")]

@@ -1,0 +1,92 @@
+"""How well it draws what it retained: distances to real images, beside the teacher's."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from sfd import metrics
+from sfd.eval.evidence import Drawn
+from sfd.eval.suites import Reference
+
+
+def quality(
+    grid: Mapping[int, Drawn],
+    before: Mapping[int, Drawn] | None,
+    reference: Reference,
+    labels: Sequence[str],
+    retained: Sequence[int],
+    *,
+    feature_space: str,
+    baseline: dict[str, Any],
+) -> dict[str, Any]:
+    """FID, KID, precision and recall on the retained classes, beside teacher and floor.
+
+    The teacher is measured on the rows that the subject made. None where there are too few images.
+    """
+    names = [labels[label] for label in retained]
+    real = reference.features[np.isin(reference.labels, [reference.names.index(n) for n in names])]
+    made = {label: grid[label].made for label in retained}
+    mine = _joined(grid, made)
+    out: dict[str, Any] = {
+        "feature_space": feature_space,
+        "reference_sha256": reference.sha256,
+        "n": len(mine),
+        "m": len(real),
+        "failed": sum(int((~rows).sum()) for rows in made.values()),
+        **_distances(mine, real),
+    }
+    out |= dict.fromkeys(("baseline", "fid_ratio", "fid_ratio_ci95", "floor", "excess_ratio"))
+    if before:
+        theirs = _joined(before, {i: rows & before[i].made for i, rows in made.items()})
+        out["baseline"] = {**baseline, "n": len(theirs), **_distances(theirs, real)}
+    if out["fid"] is None:
+        return out
+    if out["baseline"]:
+        out["fid_ratio"] = out["fid"] / out["baseline"]["fid"]
+        out["fid_ratio_ci95"] = _ratio_interval(out, out["baseline"])
+    gone = [name for name in reference.names if name not in names]
+    key = "all" if not gone else f"without {gone[0]}"
+    if len(gone) <= 1 and key in reference.floor:
+        at = reference.floor[key]
+        floor = metrics.floor_at(len(mine), len(real), at["fid"], at["n"], at["m"])
+        out |= {"floor": floor, "floor_n": at["n"], "floor_kid": at["kid"]}
+        if out["baseline"] and out["baseline"]["fid"] > floor:
+            out["excess_ratio"] = metrics.excess_ratio(out["fid"], out["baseline"]["fid"], floor)
+    return out
+
+
+def _joined(grid: Mapping[int, Drawn], rows: Mapping[int, np.ndarray]) -> np.ndarray:
+    """Features `[M, D]` of some rows of each label, `[0, 0]` where there is none."""
+    parts = [grid[label].features[keep] for label, keep in rows.items() if keep.any()]
+    return np.concatenate(parts) if parts else np.zeros((0, 0), np.float32)
+
+
+def _distances(features: np.ndarray, real: np.ndarray) -> dict[str, Any]:
+    try:
+        jackknife = metrics.fid_jackknife(features, real)
+        kid, kid_stderr = metrics.kid(features, real, min(1000, len(features) // 2, len(real) // 2))
+    except ValueError as error:
+        keys = ("fid", "fid_ci95", "kid", "kid_stderr", "precision", "recall")
+        return {**dict.fromkeys(keys), "unmeasured_because": str(error)}
+    n = min(len(features), len(real))
+    # classes stand one after the other: take equal parts of each
+    thinned = features[np.linspace(0, len(features) - 1, n).astype(int)]
+    precision, recall = metrics.precision_recall(real, thinned)
+    return {
+        "fid": jackknife["fid"],
+        "fid_ci95": list(jackknife["ci95"]),
+        "kid": kid,
+        "kid_stderr": kid_stderr,
+        "precision": precision,
+        "recall": recall,
+    }
+
+
+def _ratio_interval(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[float]:
+    """Interval of fid/fid from the two jackknife intervals, by the delta method on logarithms."""
+    spread = [
+        (side["fid_ci95"][1] - side["fid_ci95"][0]) / 2 / side["fid"] for side in (mine, theirs)
+    ]
+    ratio, width = mine["fid"] / theirs["fid"], float(np.hypot(*spread))
+    return [ratio * np.exp(-width), ratio * np.exp(width)]
