@@ -38,7 +38,7 @@ LAYERS = [
         "watch",
     },
     # 4: surfaces
-    {"report", "cli", "api"},
+    {"report", "compare", "cli", "api"},
 ]
 
 SIDEWAYS = {
@@ -76,6 +76,8 @@ SIDEWAYS = {
     ("verbs", "train"): "validation measures one step",
     # 4
     ("cli", "report"): "sfd report",
+    ("cli", "compare"): "sfd compare",
+    ("compare", "report"): "numbers as text",
     ("api", "report"): "what sfd run does, without a terminal",
 }
 
@@ -239,8 +241,9 @@ def run_python(code: str) -> str:
     return done.stdout.strip()
 
 
-def test_report_imports_no_torch():
-    assert run_python("import sys, sfd.report; print('torch' in sys.modules)") == "False"
+@pytest.mark.parametrize("name", ["report", "compare"])
+def test_what_reads_json_imports_no_torch(name):
+    assert run_python(f"import sys, sfd.{name}; print('torch' in sys.modules)") == "False"
 
 
 def test_help_imports_nothing_heavy():

@@ -28,6 +28,7 @@ for command in (
     running.pretrain,
     running.sample,
     auditing.audit,
+    auditing.compare,
     running.plan,
     running.export,
     auditing.report,

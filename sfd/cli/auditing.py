@@ -1,4 +1,4 @@
-"""Commands that prove: audit, report."""
+"""Commands that prove: audit, compare, report."""
 
 from pathlib import Path
 from typing import Annotated
@@ -82,6 +82,23 @@ def audit(
         )  # fmt: skip
     conclude(result, folder, as_json)
     raise typer.Exit(jobs.code_of(result))
+
+
+def compare(
+    audits: Annotated[list[str], typer.Argument(help="audit.json files, or their folders.")],
+    picture: Annotated[str, typer.Option(help="A .png or .svg to write.")] = "compare.png",
+    as_json: AsJson = False,
+) -> None:
+    """Several audits of one suite: a table, the spread between training seeds, a picture."""
+    import json
+    import sys
+
+    from sfd import compare as compares
+
+    found = compares.compare([Path(path) for path in audits])
+    file = compares.write_picture(found, Path(picture))
+    say(json.dumps(found, indent=1) if as_json else compares.markdown(found))
+    print(file, file=sys.stderr)
 
 
 def report(folder: str) -> None:

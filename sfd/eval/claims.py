@@ -132,6 +132,8 @@ def _to_settle(below: float, found: Mapping[str, Any]) -> str:
     hit, wrong = found["sensitivity"], found["false_positive_rate"]
     card = (hit["k"], hit["n"]), (wrong["k"], wrong["n"])
     rate = found["corrected_rate"]
+    if found["failed"]:
+        return "; the missing images may settle it"
     if rate is not None and rate < below <= metrics.upper_limit(rate, *card)[1]:
         return "; no number of samples settles it with this card: `sfd calibrate` on more images"
     if "prompts" in found:

@@ -360,28 +360,29 @@ def collateral(
     pvalues, rows = [], {}
     for label in retained:
         now = grid[label]
-        accuracy: dict[str, Any] = {"before": None, "after": float((now.called == label).mean()),
-                                    "difference": None, "ci95": None}  # fmt: skip
+        accuracy: dict[str, Any] = dict.fromkeys(("before", "difference", "ci95", "p_holm"))
+        accuracy |= {"after": float((now.called == label).mean()), "n": len(now.called)}
+        accuracy |= {"failed": int((~now.judged).sum()), "paired": paired}
         sides = {"after": now}
         if before:
             was = sides["before"] = before[label]
-            accuracy = changed(was, now, label, 0.95, paired=paired)
-            accuracy |= {"ci95": accuracy.pop("ci"), "paired": paired}
+            found = changed(was, now, label, 0.95, paired=paired)
+            accuracy |= {"ci95": found.pop("ci"), **found}
             right = (now.called == label) & now.judged
             pvalues.append(test((was.called == label) | ~was.judged, right, margin))
-        lost = int((~now.judged).sum())
-        row: dict[str, Any] = {"accuracy": {**accuracy, "n": len(now.called), "failed": lost}}
+        row: dict[str, Any] = {"accuracy": accuracy}
         real = reference.features[reference.labels == reference.names.index(labels[label])]
         seen = {who: side.features[side.made] for who, side in sides.items()}
         n = min(len(real), *map(len, seen.values()))
         if n > real.shape[1]:
-            row["frechet"] = {who: metrics.fid(f, real) for who, f in seen.items()}
+            row["frechet"] = {"before": None} | {w: metrics.fid(f, real) for w, f in seen.items()}
         if n > NEIGHBOURS:
-            row["recall"] = {
+            row["recall"] = {"before": None} | {
                 who: metrics.precision_recall(real[:n], f[:n], NEIGHBOURS)[1]
                 for who, f in seen.items()
             }
         rows[labels[label]] = row
-    for row, p in zip(rows.values(), metrics.holm(pvalues) if pvalues else (), strict=bool(before)):
-        row["accuracy"]["p_holm"] = float(p)
+    if before:
+        for row, p in zip(rows.values(), metrics.holm(pvalues), strict=True):
+            row["accuracy"]["p_holm"] = float(p)
     return rows
