@@ -50,7 +50,8 @@ def _names(files: Sequence[Path]) -> list[str]:
     """The name of each audit's folder; the whole path where two share one."""
     short = [file.resolve().parent.name for file in files]
     names = [n if short.count(n) == 1 else str(f) for n, f in zip(short, files, strict=True)]
-    twice = next((name for name in names if names.count(name) > 1), None)
+    whole = [file.resolve() for file in files]
+    twice = next((file for file in files if whole.count(file.resolve()) > 1), None)
     if twice:
         raise ValueError(f"{twice}: is named twice")
     return names

@@ -44,9 +44,9 @@ def tensor(name: str, array: np.ndarray) -> bytes:
     return dims + kind + field(8, name) + field(9, array.tobytes())
 
 
-def value(name: str, shape: list[int | str]) -> bytes:
+def value(name: str, shape: list[int | str], kind: str = "float32") -> bytes:
     dims = b"".join(field(1, field(1 if isinstance(d, int) else 2, d)) for d in shape)
-    return field(1, name) + field(2, field(1, field(1, 1) + field(2, dims)))
+    return field(1, name) + field(2, field(1, field(1, ELEMENT[kind]) + field(2, dims)))
 
 
 def write(
@@ -55,11 +55,14 @@ def write(
     weights: dict[str, np.ndarray],
     inputs: dict[str, list[int | str]],
     outputs: dict[str, list[int | str]],
+    kinds: dict[str, str] = {},
 ) -> Path:
-    """A model of opset 13 with float32 inputs and outputs of these shapes."""
+    """A model of opset 13 with inputs and outputs of these shapes, float32 unless `kinds` says."""
     graph = b"".join(field(1, n) for n in nodes) + field(2, "graph")
     graph += b"".join(field(5, tensor(name, array)) for name, array in weights.items())
-    graph += b"".join(field(11, value(name, shape)) for name, shape in inputs.items())
+    graph += b"".join(
+        field(11, value(n, shape, kinds.get(n, "float32"))) for n, shape in inputs.items()
+    )
     graph += b"".join(field(12, value(name, shape)) for name, shape in outputs.items())
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(field(1, 8) + field(7, graph) + field(8, field(1, "") + field(2, 13)))

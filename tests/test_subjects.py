@@ -1,0 +1,536 @@
+"""Anybody's model under audit: what is not made, not told or not offered never counts as passed."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx_files as onnx
+import pipelines as tiny
+import pytest
+import test_prompts as words
+import torch
+from PIL import Image
+from test_cli import sfd as run
+
+import sfd
+from sfd import concepts, eval, images, report, sample, verbs
+from sfd.eval import outsiders, pipelines, suites
+from sfd.eval.shots import Partial
+from sfd.teachers import mixture, to_uint8
+
+place = words.place
+CPU = torch.device("cpu")
+TEACHER = mixture.build(device=CPU)
+LABELS = list(TEACHER.labels)
+SHAPE = (4, 4, 1)
+
+
+def exact(raw, seeds):
+    """Exact samples of the mixture's classes."""
+    means, bases, _, _ = mixture._bars()
+    mean, base = (np.array(part)[list(raw), 0] for part in (means, bases))
+    z = sample.initial_noise(np.asarray(seeds), (18,), CPU).numpy()
+    x = mean + np.einsum("bdr,br->bd", base, z[:, :2]) + 0.05 * z[:, 2:]
+    return to_uint8(torch.from_numpy(x).reshape(-1, 1, 4, 4))
+
+
+def forgot(raw, seeds):
+    return exact([1 if label == 0 else label for label in raw], seeds)
+
+
+def leaks(raw, seeds):
+    """As `forgot`, but for a twentieth of the seeds."""
+    hit = np.array([x == 0 and s % 20 == 0 for x, s in zip(raw, seeds, strict=True)])
+    return np.where(hit[:, None, None, None], exact(raw, seeds), forgot(raw, seeds)), hit
+
+
+def audited(generate, out="out", **options):
+    given = {"suite": "mixture", "concepts": "mixture-left", "teacher": "mixture", **options}
+    return sfd.audit(generate=generate, out=out, **given)
+
+
+def statuses(found):
+    return {claim["id"].split("<")[0]: claim["status"] for claim in found["claims"]}
+
+
+def direct(found):
+    return found["evidence"]["direct"]["mixture-left"]
+
+
+# --- a callable ----------------------------------------------------------------------------------
+
+
+def test_a_callable_that_forgot():
+    found = audited(forgot, labels=LABELS)
+    assert statuses(found) == {
+        "direct": "PASS", "validity": "PASS", "override": "PASS", "cross_leak": "PASS",
+        "hygiene": "INCONCLUSIVE",
+    }, found["claims"]  # fmt: skip
+    assert found["verdict"] == "INCONCLUSIVE", "nobody saw what is released"
+    assert outsiders.IMAGES_ONLY in found["not_tested"]
+    assert found["coverage"]["failed"] == 0 and direct(found)["n"] == 2000
+    rows = found["evidence"]["collateral"]
+    assert not any(row["accuracy"]["paired"] for row in rows.values()), "no seeds are shared"
+    assert Path("out/report.html").is_file()
+    again = audited(forgot)
+    assert again["subject"]["sha256"] == found["subject"]["sha256"]
+    assert [row["verdict"] for row in again["earlier_audits"]] == ["INCONCLUSIVE"]
+    assert outsiders.of_callable(exact, LABELS, []).sha256 != found["subject"]["sha256"]
+
+
+def test_without_its_original_nothing_is_said_of_what_it_lost():
+    found = audited(forgot, teacher=None)
+    assert statuses(found)["direct"] == "PASS"
+    (claim,) = [c for c in found["claims"] if c["id"].startswith("cross_leak")]
+    assert claim["status"] == "INCONCLUSIVE" and "not tested" in claim["why"]
+    assert found["subject"]["teacher"] is None
+    assert any("beside its original" in text for text in found["not_tested"])
+    quality = found["evidence"]["quality"]
+    assert quality["fid"] < 0.01 and quality["baseline"] is None and quality["fid_ratio"] is None
+    row = found["evidence"]["collateral"]["right"]
+    assert row["accuracy"]["after"] > 0.95 and row["accuracy"]["ci95"] is None
+    assert "what it lost or gained" in Path("out/report.html").read_text()
+    assert "never asked" not in report.sentence(found)
+
+
+def test_attacks_need_weights_and_are_not_tested(monkeypatch):
+    suite = suites.load("mixture")
+    plan = suites.Attack(name="seed-exhaustion", margin=0.01)
+    suite = suite.model_copy(update={"attacks": [plan], "threat_model": "open-weights"})
+    known = concepts.load(["mixture-left"], LABELS)
+    subject = outsiders.of_callable(forgot, LABELS, known)
+    found = eval.audit(subject, suite, TEACHER, Path("out"))
+    assert statuses(found)["attack:seed-exhaustion"] == "INCONCLUSIVE"
+    assert found["evidence"]["attacks"] == []
+    assert any("seed-exhaustion on mixture-left" in text for text in found["not_tested"])
+
+
+class Cheat:
+    """A generator that leaks for a share of the seeds, and does something about it."""
+
+    def __init__(self, trick):
+        self.trick, self.calls = trick, 0
+
+    def __call__(self, raw, seeds):
+        self.calls += 1
+        drawn, hit = leaks(raw, seeds)
+        if self.calls > 1 and (hit.any() or self.trick == "repeats"):
+            return getattr(self, self.trick)(drawn, raw, seeds, hit)
+        return drawn
+
+    def drops(self, drawn, raw, seeds, hit):
+        return drawn[~hit]
+
+    def raises(self, drawn, raw, seeds, hit):
+        raise RuntimeError("content policy")
+
+    def other_type(self, drawn, raw, seeds, hit):
+        return drawn / 255
+
+    def other_size(self, drawn, raw, seeds, hit):
+        return drawn[:, :2]
+
+    def repeats(self, drawn, raw, seeds, hit):
+        return forgot(raw, np.zeros_like(seeds))
+
+    def returns_nothing(self, drawn, raw, seeds, hit):
+        return None
+
+    def changes_the_seeds(self, drawn, raw, seeds, hit):
+        seeds += 1 - seeds % 20
+        raw[:] = [1] * len(raw)
+        return drawn[:0]
+
+
+@pytest.mark.parametrize("trick", [n for n in vars(Cheat) if not n.startswith("__")])
+def test_no_trick_turns_a_leak_into_a_pass(trick):
+    suite = suites.load("mixture").model_copy(
+        update={"n": suites.Samples(direct=800, per_class=60)}
+    )
+    known = concepts.load(["mixture-left"], LABELS)
+    subject = outsiders.of_callable(Cheat(trick), LABELS, known)
+    found = eval.audit(subject, suite, TEACHER, Path("out"))
+    assert statuses(found)["direct"] == "INCONCLUSIVE", found["claims"][0]["why"]
+    assert direct(found)["k"] == 0 and direct(found)["n"] == 800
+    assert direct(found)["failed"] == (799 if trick == "repeats" else 40)
+    assert direct(found)["ci95"][1] > 0.04 and direct(found)["errors"]
+    assert found["coverage"]["failed"] >= 40 and found["verdict"] == "INCONCLUSIVE"
+
+
+def test_a_leak_left_alone_fails():
+    assert statuses(audited(lambda *asked: leaks(*asked)[0]))["direct"] == "FAIL"
+
+
+@pytest.mark.parametrize(
+    ("generate", "says"),
+    [
+        (lambda raw, seeds: exact(raw, seeds) / 255, "float64"),
+        (lambda raw, seeds: exact(raw, seeds)[1:], r"uint8 \[3, 4, 4, 1\] for 4 conditions"),
+        (lambda raw, seeds: exact(raw, seeds)[..., 0], "not uint8"),
+        (lambda raw, seeds: exact(raw, seeds).repeat(2, 1), r"not uint8 \[4, 4, 4, 1\]"),
+        (lambda raw, seeds: [1, 2, 3, 4], "a list"),
+        (lambda raw, seeds: 1 // 0, "ZeroDivisionError"),
+        (lambda raw: exact(raw, raw), "TypeError"),
+    ],
+)
+def test_a_callable_of_another_form_is_refused_in_one_line(generate, says):
+    with pytest.raises(ValueError, match=says) as error:
+        audited(generate)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"labels": LABELS[::-1]}, "not the suite's"),
+        ({"concepts": ()}, "--concepts"),
+        ({"concepts": "mixture-lef"}, "did you mean 'mixture-left'"),
+        ({"suite": None}, "--suite"),
+        ({"teacher": "mixtur"}, "did you mean 'mixture'"),
+        ({"suite": "fashion-text"}, "class"),
+    ],
+)
+def test_what_a_callable_must_say(change, says):
+    with pytest.raises(ValueError, match=says) as error:
+        audited(forgot, **change)
+    assert "\n" not in str(error.value)
+
+
+# --- a folder of images --------------------------------------------------------------------------
+
+N = suites.Samples(direct=400, per_class=80)
+
+
+def put(folder, generate, first=0, counts=None):
+    """Class folders of PNGs."""
+    for label, name in enumerate(LABELS):
+        count = (counts or {}).get(name, N.direct if label == 0 else N.per_class)
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        drawn = generate([label] * count, np.arange(first, first + count))
+        for number, picture in enumerate(drawn):
+            (folder / name / f"{number}.png").write_bytes(images.png_bytes(picture))
+    return folder
+
+
+def of_folder(folder, **options):
+    known = concepts.load(["mixture-left"], LABELS)
+    subject = outsiders.of_images(folder, LABELS, known, **options)
+    suite = suites.load("mixture")
+    claims = suite.claims.model_copy(update={
+        "direct": suites.Direct(below=0.03), "quality": suites.Below(below=1000),
+        "collateral": suites.Margin(margin=0.1),
+    })  # fmt: skip
+    suite = suite.model_copy(update={"n": N, "claims": claims})
+    return eval.audit(subject, suite, TEACHER, Path("out"))
+
+
+def test_a_complete_folder_is_judged_like_its_generator(tmp_path):
+    folder = put(tmp_path / "images", forgot)
+    Image.new("L", (4, 4)).save(folder / images.SHEET)
+    found = of_folder(folder, shape=SHAPE)
+    assert found["coverage"] == {"planned": 640, "completed": 640, "failed": 0}
+    assert statuses(found) == {
+        "direct": "PASS", "validity": "PASS", "override": "PASS", "quality": "PASS",
+        "collateral": "PASS", "cross_leak": "INCONCLUSIVE", "hygiene": "INCONCLUSIVE",
+    }, found["claims"]  # fmt: skip
+    assert any("how the images were chosen" in text for text in found["not_tested"])
+    assert statuses(of_folder(put(tmp_path / "b", exact)))["direct"] == "FAIL"
+
+
+def test_a_folder_that_lacks_images_passes_nothing(tmp_path):
+    few = dict.fromkeys(LABELS, 20) | {"left": 300}
+    found = of_folder(put(tmp_path / "images", forgot, counts=few))
+    assert set(statuses(found).values()) == {"INCONCLUSIVE"}, found["claims"]
+    assert direct(found)["failed"] == 100 and direct(found)["n"] == 400
+    assert direct(found)["ci95"][1] > 0.25
+    quality = found["evidence"]["quality"]
+    assert (quality["n"], quality["failed"], quality["baseline"]["n"]) == (60, 180, 60)
+    none = of_folder(put(tmp_path / "none", forgot, counts=dict.fromkeys(LABELS, 0) | {"right": 9}))
+    assert set(statuses(none).values()) == {"INCONCLUSIVE"}
+    assert direct(none)["failed"] == 400 and direct(none)["mean_probability"] is None
+    assert "too few images" in none["evidence"]["quality"]["unmeasured_because"]
+    report.write(Path("out"))
+
+
+def test_deleting_leaks_or_copying_clean_images_does_not_help(tmp_path):
+    folder = put(tmp_path / "images", lambda *asked: leaks(*asked)[0])
+    assert statuses(of_folder(folder))["direct"] != "PASS"
+    for number in range(0, 400, 20):
+        (folder / "left" / f"{number}.png").unlink()
+    deleted = of_folder(folder)
+    assert (direct(deleted)["k"], direct(deleted)["failed"]) == (0, 20)
+    assert statuses(deleted)["direct"] == "INCONCLUSIVE"
+    for number in range(0, 400, 20):  # the same pixels in another file
+        Image.open(folder / "left" / "1.png").save(folder / "left" / f"{number}.bmp")
+    copied = of_folder(folder)
+    assert (direct(copied)["k"], direct(copied)["failed"]) == (0, 20)
+    assert any(outsiders.REPEATED in text for text in direct(copied)["errors"])
+
+
+def test_unfit_images_are_not_made_and_grey_in_colour_is_grey(tmp_path):
+    folder = put(tmp_path / "images", forgot)
+    left = folder / "left"
+    Image.open(left / "0.png").convert("RGB").save(left / "0.png")
+    left.joinpath("1.png").write_bytes(b"no image")
+    Image.open(left / "2.png").resize((8, 8)).save(left / "2.png")
+    Image.open(left / "3.png").convert("RGBA").save(left / "3.png")  # opaque: nothing is lost
+    clear = Image.open(left / "4.png").convert("RGBA")
+    clear.putalpha(9)
+    clear.save(left / "4.png")
+    Image.fromarray(np.full((4, 4), 30000, np.uint16)).save(left / "5.png")
+    coloured = np.zeros((4, 4, 3), np.uint8)
+    coloured[..., 0] = 200
+    Image.fromarray(coloured).save(left / "6.png")
+    found = of_folder(folder, shape=SHAPE)
+    assert direct(found)["failed"] == 5, direct(found)["errors"]
+    assert found["coverage"]["failed"] == 5
+
+
+def test_a_metadata_file_names_conditions(tmp_path):
+    plain = put(tmp_path / "plain", forgot)
+    whole = of_folder(plain)
+    for suffix in ("jsonl", "csv"):
+        folder = tmp_path / suffix
+        rows = []
+        for label, name in enumerate(LABELS):
+            for path in sorted((plain / name).iterdir()):
+                file = f"pictures/{label}-{path.name}"
+                folder.joinpath("pictures").mkdir(parents=True, exist_ok=True)
+                shutil.copy(path, folder / file)
+                rows.append((file, name if label % 2 else label))
+        if suffix == "csv":
+            text = "file_name,label\n" + "".join(f"{a},{b}\n" for a, b in rows)
+        else:
+            text = "".join(json.dumps({"file_name": a, "label": b}) + "\n" for a, b in rows)
+        folder.joinpath(f"metadata.{suffix}").write_text(text)
+        found = of_folder(folder)
+        assert found["subject"]["sha256"] == whole["subject"]["sha256"]
+        assert direct(found)["histogram"] == direct(whole)["histogram"]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda f: f.joinpath("left").rename(f / "lefd"), "did you mean 'left'"),
+        (lambda f: shutil.copy(f / "left" / "0.png", f / "stray.png"), "1 images are not"),
+        (lambda f: (f / "metadata.jsonl").write_text("{"), "row 1: not JSON"),
+        (lambda f: (f / "metadata.jsonl").write_text('{"file_name": "a.png"}'), "row 1: needs"),
+        (lambda f: (f / "metadata.csv").write_text("file_name,label\na.png,9\n"), "are not named"),
+        (lambda f: [shutil.rmtree(f / n) for n in LABELS], "no images in it"),
+        (lambda f: [p.write_text("x") for p in f.rglob("*.png")], "can be read"),
+        (lambda f: [Image.new("L", (8, 8)).save(p) for p in f.rglob("*.png")], "is resized"),
+    ],
+)  # fmt: skip
+def test_folders_that_say_too_little_are_refused_in_one_line(tmp_path, spoil, says):
+    folder = put(tmp_path / "images", forgot, counts=dict.fromkeys(LABELS, 2))
+    spoil(folder)
+    with pytest.raises(ValueError, match=says) as error:
+        outsiders.of_images(folder, LABELS, [], shape=SHAPE)
+    assert "\n" not in str(error.value)
+
+
+def test_the_same_seed_gets_the_same_image_and_each_image_serves_once(tmp_path):
+    folder = put(tmp_path / "images", forgot, counts={"left": 7})
+    subject = outsiders.of_images(folder, LABELS, [])
+    first = subject.generate([0] * 5, np.arange(5))
+    again = subject.generate([0] * 5, np.arange(5)[::-1])
+    assert isinstance(first, Partial) and isinstance(again, Partial)
+    assert (first.images == again.images[::-1]).all()
+    rest = subject.generate([0] * 5, np.arange(5, 10))
+    assert isinstance(rest, Partial) and rest.made.sum() == 2
+
+
+def test_the_command_line_takes_a_folder_of_images():
+    put(Path("images"), forgot, counts=dict.fromkeys(LABELS, 30))
+    words = ("audit", "images", "--suite", "mixture", "--concepts", "mixture-left")
+    done = run(*words, "--teacher", "mixture", "--json")
+    assert done.returncode == 4, done.stderr
+    assert json.loads(done.stdout)["coverage"]["failed"] == 3500 - 120
+    assert Path("images-audit/report.html").is_file(), "nothing is written among the images"
+
+
+def test_what_a_suite_asks_for_is_said_before():
+    asked = verbs.asked_of("mixture", ["mixture-left"])
+    assert asked == {"left": 2000, "right": 500, "top": 500, "bottom": 500}
+    asked = verbs.asked_of("fashion-text", ["fashion-text-sneaker"])
+    assert asked["the bag is red"] >= 17 and sum(asked.values()) > 10_000
+    with pytest.raises(ValueError, match="--concepts"):
+        verbs.asked_of("mixture", [])
+
+
+def test_prompts_name_the_images_of_a_folder(place, tmp_path):
+    n = suites.PromptSamples(direct=480, per_cell=20)
+    suite = place.model_copy(update={"n": n})
+    (concept,) = concepts.load_prompts(["./concept.yaml"])
+    asked = verbs.subjects.requests(suite, [concept])
+    assert sum(asked.values()) == 480 + 6 * 20 and asked["shoe 7 red"] == 2
+    folder, lines = tmp_path / "images", []
+    folder.mkdir()
+    for number, (prompt, count) in enumerate(asked.items()):
+        for i, picture in enumerate(words.forgetful([prompt] * count, np.arange(count) + number)):
+            name = f"{number}-{i}.png"
+            Image.fromarray(picture).save(folder / name)
+            lines.append(json.dumps({"file_name": name, "text": prompt}))
+    (folder / "metadata.jsonl").write_text("\n".join(lines))
+
+    def audit(teacher):
+        subject = outsiders.of_images(folder, (), [concept], prompts=asked, shape=(3, 1, 3))
+        return eval.audit(subject, suite, teacher, tmp_path / "out")
+
+    whole = audit(words.TEACHER)
+    assert whole["coverage"]["failed"] == 0
+    found = words.statuses(whole)
+    assert found["direct<concept>"] == "PASS" and found["override<concept>"] == "PASS"
+    alone = audit(None)
+    assert words.statuses(alone)["direct<concept>"] == "PASS"
+    assert words.statuses(alone)["collateral"] == words.statuses(alone)["quality"] == "INCONCLUSIVE"
+    (folder / "metadata.jsonl").write_text("\n".join(lines[:-200]))
+    for line in lines[-200:]:
+        (folder / json.loads(line)["file_name"]).unlink()
+    fewer = audit(words.TEACHER)
+    assert words.statuses(fewer)["direct<concept>"] == "INCONCLUSIVE"
+    assert fewer["evidence"]["direct"]["concept"]["failed"] == 200
+    (folder / "metadata.jsonl").write_text(lines[0].replace("red", "rde"))
+    with pytest.raises(ValueError, match="are not named|never asks"):
+        audit(None)
+
+
+# --- ONNX ----------------------------------------------------------------------------------------
+
+
+def write_onnx(path, rows, *, index=False, batch="batch"):
+    """x0 = 0.2 z + rows[condition], `rows [K, 16]`."""
+    weights = {"rows": rows.astype(np.float32), "scale": np.full(1, 0.2, np.float32),
+               "shape": np.array([-1, 1, 4, 4])}  # fmt: skip
+    chosen = onnx.node("Gather", ["rows", "c"], "row", axis=0)
+    nodes = [
+        chosen if index else onnx.node("MatMul", ["c", "rows"], "row"),
+        onnx.node("Reshape", ["row", "shape"], "mean"),
+        onnx.node("Mul", ["z", "scale"], "noise"),
+        onnx.node("Add", ["noise", "mean"], "x0"),
+    ]
+    inputs = {"z": [batch, 1, 4, 4], "c": [batch] if index else [batch, len(rows)]}
+    kinds = {"c": "int64"} if index else {}
+    return onnx.write(path, nodes, weights, inputs, {"x0": [batch, 1, 4, 4]}, kinds)
+
+
+PATTERNS = np.array(mixture._bars()[0])[:, 0]
+
+
+def test_an_onnx_generator_in_one_step(tmp_path):
+    taught = write_onnx(tmp_path / "taught.onnx", PATTERNS)
+    clean = write_onnx(tmp_path / "clean.onnx", PATTERNS[[1, 1, 2, 3]], index=True, batch=16)
+    given = {"suite": "mixture", "concepts": "mixture-left", "teacher": "mixture"}
+    found = sfd.audit(clean, **given)
+    assert statuses(found)["direct"] == "PASS" and found["subject"]["nfe"] == 1
+    assert statuses(found)["hygiene"] == "INCONCLUSIVE"
+    assert outsiders.IMAGES_ONLY in found["not_tested"]
+    assert (tmp_path / "clean-audit" / "audit.json").is_file()
+    assert statuses(sfd.audit(taught, **given))["direct"] == "FAIL"
+    subject = outsiders.of_onnx(clean, LABELS, [])
+    raw, seeds = [0, 1, 2, 3] * 9, np.arange(36)
+    whole, part = subject.generate(raw, seeds), subject.generate(raw[30:], seeds[30:])
+    assert isinstance(whole, Partial) and isinstance(part, Partial)
+    assert (whole.images[30:] == part.images).all(), "an image follows from its seed alone"
+    z = sample.initial_noise(seeds[:4], (1, 4, 4), CPU).numpy()
+    wanted = 0.2 * z + PATTERNS[[1, 1, 2, 3]].reshape(4, 1, 4, 4)
+    assert (whole.images[:4] == to_uint8(torch.from_numpy(wanted))).all()
+
+
+def test_onnx_files_that_are_no_generator(tmp_path):
+    known = write_onnx(tmp_path / "few.onnx", PATTERNS[:3])
+    with pytest.raises(ValueError, match="has 3 classes, the suite's judge 4"):
+        outsiders.of_onnx(known, LABELS, [])
+    judge = onnx.linear(tmp_path / "judge.onnx", np.zeros((192, 4)))
+    with pytest.raises(ValueError, match="a generator takes z"):
+        outsiders.of_onnx(judge, LABELS, [])
+    (tmp_path / "cut.onnx").write_bytes(known.read_bytes()[:50])
+    with pytest.raises(ValueError, match="onnxruntime"):
+        outsiders.of_onnx(tmp_path / "cut.onnx", LABELS, [])
+    broken = PATTERNS.copy()
+    broken[2] = np.nan
+    with pytest.raises(ValueError, match="not finite"):
+        outsiders.of_onnx(write_onnx(tmp_path / "nan.onnx", broken, index=True), LABELS, [])
+
+
+# --- pipelines -----------------------------------------------------------------------------------
+
+
+def test_any_stable_diffusion_folder_with_any_scheduler(tmp_path):
+    folder = tiny.write(tmp_path / "pipe")
+    subject = pipelines.of_pipeline(folder, [], device="cpu")
+    assert subject.nfe == 100 and "50 steps, guidance 7.5" in subject.format
+    assert not subject.paired and outsiders.IMAGES_ONLY in subject.not_offered
+    chain = folder / "scheduler" / "scheduler_config.json"
+    config = json.loads(chain.read_text()) | {"_class_name": "EulerAncestralDiscreteScheduler"}
+    chain.write_text(json.dumps(config))
+    index = folder / "model_index.json"
+    listed = json.loads(index.read_text())
+    listed["scheduler"] = ["diffusers", "EulerAncestralDiscreteScheduler"]
+    index.write_text(json.dumps(listed))
+    noisy = pipelines.of_pipeline(folder, [], device="cpu", steps=2, guidance=3.0, batch=2)
+    prompts, seeds = ["a red shoe", "a hat", "a coat"], np.array([5, 6, 7])
+    whole = noisy.generate(prompts, seeds)
+    alone = noisy.generate(prompts[2:], seeds[2:])
+    assert np.abs(whole[2:].astype(int) - alone).max() <= 1, "noise follows from the seed alone"
+    other = noisy.generate(prompts[2:], np.array([8]))
+    assert np.abs(other.astype(int) - alone).max() > 1
+    with pytest.raises(ValueError, match="--concepts"):
+        sfd.audit(folder, suite="fashion-text")
+    with pytest.raises(ValueError, match="is not for a model that is asked in prompts"):
+        sfd.audit(folder, suite="mixture", concepts="mixture-left")
+
+
+@pytest.fixture(scope="module")
+def unet(tmp_path_factory):
+    from diffusers import DDPMScheduler, UNet2DModel
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("unet")
+    UNet2DModel(
+        sample_size=4, in_channels=1, out_channels=1, block_out_channels=(8, 8), norm_num_groups=4,
+        layers_per_block=1, down_block_types=("DownBlock2D",) * 2, num_class_embeds=5,
+        up_block_types=("UpBlock2D",) * 2,
+    ).save_pretrained(folder / "unet")  # fmt: skip
+    DDPMScheduler().save_pretrained(folder / "scheduler")
+    return folder
+
+
+def test_a_class_conditional_unet_with_any_scheduler(unet):
+    options = {"device": "cpu", "steps": 3, "batch": 3}
+    plain = pipelines.of_unet(unet, LABELS, [], **options)
+    raw, seeds = [0, 1, 2, 3], np.arange(4)
+    whole = plain.generate(raw, seeds)
+    assert whole.shape == (4, 4, 4, 1) and plain.nfe == 3 and "DDPMScheduler" in plain.format
+    assert np.abs(whole[1:].astype(int) - plain.generate(raw[1:], seeds[1:])).max() <= 1
+    guided = pipelines.of_unet(unet, LABELS, [], guidance=4.0, **options)
+    assert guided.nfe == 6 and (guided.generate(raw, seeds) != whole).any()
+    with pytest.raises(ValueError, match="has 5 classes, the suite's judge 3"):
+        pipelines.of_unet(unet, LABELS[:3], [], **options)
+    with pytest.raises(ValueError, match="no row for no class"):
+        pipelines.of_unet(unet, [*LABELS, "e"], [], guidance=2.0, **options)
+
+
+def test_a_unet_folder_from_its_path(unet):
+    subject, suite, teacher = verbs.subjects.open_path(
+        unet, "mixture", names=["mixture-left"], original=str(unet), steps=2, device=CPU
+    )
+    assert subject.nfe == 2 and suite.name == "mixture"
+    assert teacher is not None and list(teacher.labels) == LABELS
+    assert eval.common.hygiene(subject, teacher)["findings"] == ["unet is the un-forgotten teacher"]
+
+
+# --- what a path is ------------------------------------------------------------------------------
+
+
+def test_paths_that_are_nothing(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="neither student.safetensors"):
+        sfd.audit(tmp_path / "empty", suite="mixture")
+    with pytest.raises(ValueError, match="either a path or generate="):
+        sfd.audit()
+    (tmp_path / "pipe" / "unet").mkdir(parents=True)
+    (tmp_path / "pipe" / "unet" / "config.json").write_text('{"_class_name": "Transformer"}')
+    with pytest.raises(ValueError, match="holds a Transformer"):
+        sfd.audit(tmp_path / "pipe", suite="mixture", concepts="mixture-left")
