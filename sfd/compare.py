@@ -210,7 +210,7 @@ def spread(rows: Sequence[Row]) -> list[dict[str, Any]]:
                 "audits": [row["name"] for row in members],
                 "seeds": seeds,
                 "measures": {
-                    key: metrics.seed_spread(numbers)
+                    key: metrics.seed_spread([x for x in numbers if x is not None])
                     for key, numbers in found.items()
                     if None not in numbers
                 },
@@ -309,7 +309,7 @@ def _table(rows: Sequence[dict[str, str]]) -> list[str]:
 
 # --- picture -------------------------------------------------------------------------------------
 
-Panel = tuple[str, list[tuple[float | None, Sequence[float] | None]], float | None]
+Panel = tuple[str, list[tuple[Any, Any]], float | None]
 """A title, (value, interval) of each audit, and the threshold."""
 
 

@@ -171,6 +171,7 @@ def list_conditions(folder: Path, keys: Sequence[str]) -> list[tuple[Path, str |
     of `keys` that is there); without one, subfolders do. Raises ValueError, in one line, on a line
     without either, and on an image whose condition nothing names: none is left out in silence.
     """
+    listed: list[tuple[Path, str | int]]
     tables = [p for p in (folder / "metadata.jsonl", folder / "metadata.csv") if p.is_file()]
     if tables:
         rows = _read_table(tables[0])
@@ -227,7 +228,7 @@ def read_exactly(path: Path) -> np.ndarray:
     try:
         with Image.open(path) as image:
             mode, bands = image.mode, image.getbands()
-            clear = "A" in bands and min(image.getchannel("A").getextrema()) < 255
+            clear = "A" in bands and np.asarray(image.getchannel("A")).min() < 255
             if (
                 clear
                 or mode not in ("L", "RGB", "P", "1", "LA", "RGBA")

@@ -48,7 +48,7 @@ class Drawn:
     @property
     def made(self) -> np.ndarray:
         """bool `[N]`."""
-        return ~np.isnan(self.features).all(axis=1)
+        return np.asarray(~np.isnan(self.features).all(axis=1))
 
     @property
     def judged(self) -> np.ndarray:
@@ -74,11 +74,8 @@ def look(
 ) -> tuple[np.ndarray, np.ndarray, set[str]]:
     """Probabilities `[N, L]`, labels called `[N]` (see `calls`), and what the judge raised."""
     if not got.made.any():
-        return (
-            np.full((len(got.made), len(classifier.card.labels)), np.nan, np.float32),
-            (np.full(len(got.made), -1)),
-            set(),
-        )
+        nothing = np.full((len(got.made), len(classifier.card.labels)), np.nan, np.float32)
+        return nothing, np.full(len(got.made), -1), set()
     found, said = judge(classifier, got.images)
     rows = got.rows(found)
     return rows, calls(rows, classifier.card.threshold, first), said
@@ -137,8 +134,8 @@ def draw(
         if progress:
             progress(len(part))
     *rest, described = (list(column) for column in zip(*columns, strict=True))
-    joined = [np.concatenate(column) for column in rest]
-    return Drawn(*joined, stacked(described), errors=tuple(sorted(errors)))
+    joined = [*map(np.concatenate, rest), stacked(described)]
+    return Drawn(*joined, errors=tuple(sorted(errors)))
 
 
 def rate(k: int, n: int, missing: int = 0) -> dict[str, Any]:

@@ -200,7 +200,9 @@ def _teacher(text: str, labels: Sequence[str], device: torch.device) -> Teacher:
         classes = labels and not pipelines.asked_in_prompts(path)
         return teachers.load(diffusers=text, options={"labels": list(labels)} if classes else {},
                              device=device)  # fmt: skip
-    return teachers.load(**{"file" if path.suffix else "name": text}, device=device)
+    if path.suffix:
+        return teachers.load(file=text, device=device)
+    return teachers.load(name=text, device=device)
 
 
 def _shape_of(teacher: Teacher | None) -> outsiders.Shape | None:
