@@ -432,7 +432,7 @@ second: mixture-second
 features: pixels
 reference: mixture
 n: {direct: 200, per_class: 60}
-teacher_steps: 4
+teacher: {steps: 4}
 claims: {direct: {below: 0.05}}
 attacks:
 """

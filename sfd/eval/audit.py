@@ -1,27 +1,22 @@
 """The audit of one subject by one suite: from images to `audit.json`'s content."""
 
-import io
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from sfd import (
     content,
     features,
     metrics,
-    sample,
 )
 from sfd.classifiers import Classifier
 from sfd.concepts import Concept
-from sfd.eval import claims, common, evidence, ladder, suites
+from sfd.eval import claims, class_teacher, common, evidence, ladder, suites
 from sfd.eval.evidence import Drawn
 from sfd.eval.quality import quality
 from sfd.eval.subjects import Subject
 from sfd.eval.suites import Suite
-from sfd.sample import Generate
 from sfd.teachers import Teacher
 
 
@@ -56,11 +51,12 @@ def audit(
     plan = content.hash_json({"suite": suites.plain(suite), "labels": labels})
     count = common.counter(progress, planned)
 
-    before, before_sheets = (
-        _teacher_side(teacher, suite, judges, extract, reference.extractor_sha256, progress)
+    side = (
+        class_teacher.teacher_side(teacher, suite, judges, extract, reference, progress)
         if teacher
-        else ({}, {})
+        else None
     )
+    before = side.drawn if side else {}
     shared = common.seeds_from(plan, suite.n.per_class)
     own = common.seeds_from(subject.sha256 + plan, suite.n.direct)
     sheets = common.Sheets(folder / "sheets", labels)
@@ -88,7 +84,7 @@ def audit(
             keep=sheets.worst(concept),
             progress=count,
         )
-    for label, sheet in before_sheets.items():
+    for label, sheet in (side.sheets if side else {}).items():
         sheets.write(f"teacher-{label:02d}", sheet)
 
     radius = metrics.nn_radius(reference.features, common.QUANTILE)
@@ -111,10 +107,14 @@ def audit(
     found["collateral"] = evidence.collateral(
         grid, before, reference, labels, retained, margin, paired=subject.paired
     )
-    name = teacher.name if teacher else None
-    baseline = {"what": f"teacher {name}, Heun", "nfe": 2 * suite.teacher_steps - 1}
     found["quality"] = quality(
-        grid, before, reference, labels, retained, feature_space=suite.features, baseline=baseline
+        grid,
+        before,
+        reference,
+        labels,
+        retained,
+        feature_space=suite.features,
+        baseline=class_teacher.described(teacher, suite, side) if teacher and side else {},
     )
     found["hygiene"] = common.hygiene(subject, teacher)
     found["attacks"], skipped = ladder.attacked(
@@ -131,7 +131,9 @@ def audit(
     )
 
     stated = claims.decide(suite, found, concepts, subject.without)
-    stated += ladder.claims(suite, found["attacks"], skipped, ladder.missing_gold(name))
+    stated += ladder.claims(
+        suite, found["attacks"], skipped, ladder.missing_gold(teacher and teacher.name)
+    )
     return common.conclude(
         subject,
         suite,
@@ -182,85 +184,3 @@ def _check(
             f"suite {suite.name}: judge, second and features must be three networks trained apart"
         )
     common.check_reference(suite, reference, labels)
-
-
-# --- the teacher's side --------------------------------------------------------------------------
-
-
-def _teacher_side(
-    teacher: Teacher,
-    suite: Suite,
-    judges: tuple[Classifier, Classifier],
-    extract: features.Extractor,
-    extractor_sha256: str | None,
-    progress: common.Progress | None,
-) -> tuple[dict[int, Drawn], dict[int, np.ndarray]]:
-    """Every label of the teacher, drawn and judged, and a sheet of each; cached by all it rests on.
-
-    A label the teacher was never taught is drawn all the same (its null condition).
-    """
-    labels = range(len(teacher.labels))
-    plan = content.hash_json({"suite": suites.plain(suite), "labels": list(teacher.labels)})
-    key = {
-        "teacher": teacher.sha256,
-        "judges": [j.card.fingerprint for j in judges],
-        "extractor": [suite.features, extractor_sha256],
-        "steps": suite.teacher_steps,
-        "n": suite.n.per_class,
-        "first_seed": int(common.seeds_from(plan, 1)[0]),
-    }
-    name = f"teacher-{teacher.name}-{content.hash_json(key)[:16]}.npz"
-    path = common.cached(name)
-    if path.is_file():
-        return _read_side(path)
-    generate: Generate = sample.teacher_sampler(teacher, steps=suite.teacher_steps)
-    count = common.counter(
-        (lambda what, n, of: progress(f"teacher {teacher.name}", n, of)) if progress else None,
-        len(labels) * suite.n.per_class,
-    )
-    side: dict[int, Drawn] = {}
-    sheets: dict[int, np.ndarray] = {}
-    for label in labels:
-        kept: list[np.ndarray] = []
-        side[label] = evidence.draw(
-            generate,
-            label,
-            common.seeds_from(plan, suite.n.per_class),
-            judges=judges,
-            extract=extract,
-            first=[label],
-            keep=lambda images, _, kept=kept: kept.append(images[: common.PER_SHEET]),
-            progress=count,
-        )
-        sheets[label] = np.concatenate(kept)[: common.PER_SHEET]
-    _write_side(path, side, sheets)
-    return side, sheets
-
-
-def _write_side(path: Path, side: dict[int, Drawn], sheets: dict[int, np.ndarray]) -> None:
-    labels = list(side)
-    buffer = io.BytesIO()
-    np.savez_compressed(
-        buffer,
-        probabilities=np.stack([side[i].probabilities for i in labels]).astype(np.float16),
-        called=np.stack([side[i].called for i in labels]).astype(np.int16),
-        second=np.stack([side[i].second for i in labels]).astype(np.int16),
-        features=np.stack([side[i].features for i in labels]).astype(np.float16),
-        sheets=np.stack([sheets[i] for i in labels]),
-    )
-    content.write_atomic(path, buffer.getvalue())
-
-
-def _read_side(path: Path) -> tuple[dict[int, Drawn], dict[int, np.ndarray]]:
-    with np.load(path, allow_pickle=False) as file:
-        arrays = {k: file[k] for k in file.files}
-    side = {
-        i: Drawn(
-            arrays["probabilities"][i].astype(np.float32),
-            arrays["called"][i].astype(int),
-            arrays["second"][i].astype(int),
-            arrays["features"][i].astype(np.float32),
-        )
-        for i in range(len(arrays["called"]))
-    }
-    return side, dict(enumerate(arrays["sheets"]))

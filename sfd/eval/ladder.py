@@ -128,7 +128,7 @@ def climb(
     parts = None
     if gold is not None:
         gold = _with_origin(gold, teacher)
-        parts = _parts(gold, concept, teacher, suite.teacher_steps, seed)
+        parts = _parts(gold, concept, teacher, suite.teacher.steps, seed)
     found, skipped = [], []
     for number, plan in enumerate(suite.attacks):
         if progress:
@@ -202,7 +202,7 @@ def goal_of(
         own = data[1] == concept.label
         mine, others = data[0][own], (data[0][~own], data[1][~own])
     else:
-        steps = suite.teacher_steps
+        steps = suite.teacher.steps
         if "images" in needed:
             mine = _drawn(teacher, concept.label, BANK, seed + BANK, steps)
         if "retained" in needed:

@@ -77,9 +77,8 @@ def teacher_side(
         keep=shown.keep,
         progress=count,
     )
-    side = TeacherSide(answers, shown.pictures(), best, tried)
-    _write_side(path, side)
-    return side
+    _write_side(path, TeacherSide(answers, shown.pictures(), best, tried))
+    return _read_side(path)  # in the cache's half precision, as every later audit sees it
 
 
 def _write_side(path: Path, side: TeacherSide) -> None:

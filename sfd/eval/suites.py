@@ -88,6 +88,14 @@ class Samples(Strict):
     per_class: int = Field(gt=0)
 
 
+class TeacherSampling(Strict):
+    """How the teacher is sampled: Heun `steps`, and of these guidances the best by FID on `n`."""
+
+    steps: int = Field(18, ge=1)
+    guidance: list[float] = Field([1.0], min_length=1)
+    n: int = Field(2000, gt=0)
+
+
 class Suite(Strict):
     """A suite's YAML: who judges what with how many samples, and what is claimed.
 
@@ -105,7 +113,7 @@ class Suite(Strict):
     features: str
     reference: str
     n: Samples
-    teacher_steps: int = Field(18, ge=1)
+    teacher: TeacherSampling = TeacherSampling()
     claims: Claims
     attacks: list[Attack] = []
     attack_images: str = "teacher"
@@ -128,14 +136,6 @@ class PromptSamples(Strict):
     per_cell: int = Field(gt=0)
 
 
-class PromptTeacher(Strict):
-    """How the teacher is sampled: Heun `steps`, and of these guidances the best by FID on `n`."""
-
-    steps: int = Field(13, ge=1)
-    guidance: list[float] = Field(min_length=1)
-    n: int = Field(2000, gt=0)
-
-
 class PromptSuite(Strict):
     """A suite for prompts: every combination of the factors' values is asked for.
 
@@ -153,7 +153,7 @@ class PromptSuite(Strict):
     features: str
     reference: str
     n: PromptSamples
-    teacher: PromptTeacher
+    teacher: TeacherSampling
     claims: Claims
 
     @model_validator(mode="after")

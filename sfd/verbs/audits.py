@@ -108,8 +108,7 @@ def run_controls(
         )  # fmt: skip
 
     suite = job.suite
-    steps = suite.teacher_steps if isinstance(suite, suites.Suite) else suite.teacher.steps
-    original = audited(of_teacher(job.teacher, job.concepts, steps), "original")
+    original = audited(of_teacher(job.teacher, job.concepts, suite.teacher.steps), "original")
     rows.append(_row("original", "FAIL", _status(original, "direct")))
     height, width, channels = job.teacher.decode(torch.zeros(1, *job.teacher.shape))[0].shape
     shape = (channels, height, width)
