@@ -31,10 +31,10 @@ from sfd.eval import Subject, audit, suites
 from sfd.eval.subjects import of_student
 from sfd.forgetting import Rule
 from sfd.objectives import Phase
+from sfd.seal import CODES
 from sfd.teachers import Teacher, lora
 from sfd.watch import Watch
 
-CODES = {"PASS": 0, "FAIL": 3, "INCONCLUSIVE": 4}
 LOOKS = (1 / 128, 1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 3 / 8, 1 / 2, 5 / 8, 3 / 4, 7 / 8, 1)
 """When a run is looked at, as shares of its images."""
 

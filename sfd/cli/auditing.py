@@ -1,4 +1,4 @@
-"""Commands that prove: audit, report."""
+"""Commands that prove: audit, report, sign."""
 
 from pathlib import Path
 from typing import Annotated
@@ -71,8 +71,34 @@ def audit(
     raise typer.Exit(jobs.code_of(result))
 
 
-def report(folder: str) -> None:
+def report(
+    folder: str,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print a model card's section instead.")
+    ] = False,
+    line: Annotated[
+        bool, typer.Option("--line", help="Print one line instead, and exit as the audit does.")
+    ] = False,
+) -> None:
     """Write report.html again from what a run or an audit left in its folder."""
     from sfd import report as reports
+    from sfd import seal
 
-    say(str(reports.write(Path(folder))))
+    if markdown and line:
+        raise ValueError("--markdown or --line, not both")
+    if not (markdown or line):
+        say(str(reports.write(Path(folder))))
+        return
+    found = reports.read(Path(folder))
+    say(reports.line(found) if line else reports.markdown(found).rstrip())
+    raise typer.Exit(seal.CODES[found["verdict"]] if line else 0)
+
+
+def sign(
+    audit: Annotated[str, typer.Argument(help="An audit.json, or a run folder.")],
+    key: Annotated[str, typer.Option(help="PEM of your Ed25519 private key.")],
+) -> None:
+    """Sign an audit with your key, beside it; `sfd validate --public-key` checks it."""
+    from sfd import seal
+
+    say(str(seal.sign(seal.file_of(Path(audit)), Path(key))))

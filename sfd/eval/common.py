@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from sfd import checkpoints, classifiers, content, features, images, plugins, provenance
+from sfd import checkpoints, classifiers, content, features, images, plugins, provenance, seal
 from sfd.classifiers import Classifier
 from sfd.concepts import Concept
 from sfd.eval import claims, suites
@@ -14,7 +14,6 @@ from sfd.eval.subjects import Subject, weights_of
 from sfd.eval.suites import AnySuite
 from sfd.teachers import Teacher
 
-SCHEMA = "sfd/audit/1"
 QUANTILE = 0.99
 PER_SHEET = 16
 
@@ -88,7 +87,7 @@ def conclude(
 ) -> dict[str, Any]:
     """Write audit.json; its content. `untested` are the attacks that were not tried."""
     result = {
-        "schema": SCHEMA,
+        "schema": seal.SCHEMA,
         "verdict": claims.overall([claim["status"] for claim in stated]),
         "threat_model": suite.threat_model,
         "subject": {
@@ -117,8 +116,7 @@ def conclude(
         "provenance": provenance.collect(device),
         "not_tested": [*untested, *_not_tested(suite, subject, controls)],
     }
-    content.write_json(folder / "audit.json", result)
-    return result
+    return seal.write(folder / "audit.json", result)
 
 
 class Sheets:
