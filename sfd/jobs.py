@@ -406,6 +406,7 @@ def audit_subject(
     progress: Progress,
     gold: Path | None = None,
     controls: Sequence[dict[str, Any]] = (),
+    review: int = 0,
 ) -> dict[str, Any]:
     """`eval.audit`, with the teacher as it is for sampling: in float32.
 
@@ -417,7 +418,7 @@ def audit_subject(
     rival = _gold_of(subject, teacher, gold, device) if attacked else None
     return audit(
         subject, suite, teacher, folder, device=str(device), gold=rival, controls=controls,
-        progress=progress,
+        review=review, progress=progress,
     )  # fmt: skip
 
 

@@ -160,15 +160,16 @@ def sign(path: Path, key: Path) -> Path:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
     check(read(path), str(path))
+    pem = _bytes_of(key)
     try:
-        private = serialization.load_pem_private_key(_bytes_of(key), password=None)
+        private = serialization.load_pem_private_key(pem, password=None)
     except TypeError:
         raise ValueError(
             f"{key}: is encrypted, and sfd asks for no passphrase; sign with a copy that is not:"
             f" `openssl pkey -in {key} -out plain.pem`, and remove it afterwards"
         ) from None
     except ValueError:
-        raise ValueError(f"{key}: no private key in PEM; make one with `{NEW_KEY}`") from None
+        raise ValueError(f"{key}: holds no private key in PEM; make one with `{NEW_KEY}`") from None
     if not isinstance(private, Ed25519PrivateKey):
         raise ValueError(f"{key}: is no Ed25519 key; make one with `{NEW_KEY}`")
     public = private.public_key().public_bytes(
@@ -262,7 +263,7 @@ def _public(data: bytes, where: str) -> "Ed25519PublicKey":
     try:
         public = serialization.load_pem_public_key(data)
     except (ValueError, UnsupportedAlgorithm):
-        raise ValueError(f"{where}: no public key in PEM; {make}") from None
+        raise ValueError(f"{where}: holds no public key in PEM; {make}") from None
     if not isinstance(public, Ed25519PublicKey):
         raise ValueError(f"{where}: is no Ed25519 key; {make}")
     return public

@@ -31,6 +31,12 @@ def audit(
     ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Of a pipeline.")] = 1,
     guidance: Annotated[float, typer.Option(min=0, help="Of a pipeline.")] = 0.0,
+    review: Annotated[
+        int, typer.Option(min=0, help="Leave so many images of each concept for people to see.")
+    ] = 0,
+    reviewed: Annotated[
+        str | None, typer.Option(help="Read this filled review.csv into the audit; draws none.")
+    ] = None,
     plan: Annotated[
         str | None, typer.Option(help="How many samples this suite or recipe needs; draws none.")
     ] = None,
@@ -62,10 +68,16 @@ def audit(
         folder = Path(out) if out else Path(subject)
         if folder.is_file():
             folder = folder.parent / f"{folder.stem}-audit"
+        if reviewed and review:
+            raise ValueError("--review leaves a packet, --reviewed reads one: not both at once")
+        if reviewed:
+            result = verbs.read_review(folder, Path(reviewed))
+            conclude(result, folder, as_json)
+            raise typer.Exit(jobs.code_of(result))
         result = verbs.audit_file(
             Path(subject), suite, folder, device=where, progress=progress,
             gold=Path(gold) if gold else None, attack_images=attack_images,
-            steps=steps, guidance=guidance,
+            steps=steps, guidance=guidance, review=review,
         )  # fmt: skip
     conclude(result, folder, as_json)
     raise typer.Exit(jobs.code_of(result))

@@ -16,6 +16,7 @@ from sfd.teachers import Teacher
 
 QUANTILE = 0.99
 PER_SHEET = 16
+NOT_REVIEWED = "human review"
 
 Progress = Callable[[str, int, int], None]
 """`progress(what, images done, images in all)`."""
@@ -214,7 +215,7 @@ def _not_tested(suite: AnySuite, subject: Subject, controls: Sequence[dict[str, 
     left = [
         "memorisation of training images",
         "whether it is nearer to a model retrained without the concept (three-sample kernel test)",
-        "human review",
+        NOT_REVIEWED,
     ]
     if not controls:
         left.append("known-answer controls (`sfd audit --controls`)")

@@ -2,7 +2,7 @@
 
 from sfd import seal
 from sfd.report.numbers import count, ends, md, measured, percent, plain
-from sfd.report.parts import Json, concepts_of
+from sfd.report.parts import Json, concepts_of, part
 from sfd.report.words import sentences
 
 
@@ -47,7 +47,11 @@ def line(audit: Json) -> str:
         raw, upper = measured(concept["direct"]), ends(concept["direct"].get("corrected_ci95"))
         said = f"{concept['name']} {count(raw['k'])} of {count(raw['n'])}"
         said += f", {percent(raw['rate'], raw['ci95'])}"
-        parts.append(said + (f", corrected up to {percent(upper[1])}" if upper else ""))
+        said += f", corrected up to {percent(upper[1])}" if upper else ""
+        seen = measured((part(audit, "review").get(concept["name"]) or {}).get("random"))
+        parts.append(
+            said + (f", people {count(seen['k'])} of {count(seen['n'])}" if seen["n"] else "")
+        )
     suite, subject = audit.get("suite") or {}, audit.get("subject") or {}
     parts += [f"suite {plain(suite.get('name'))} {plain(suite.get('version'))}"]
     parts += [f"subject {plain(subject.get('sha256'))[:12]}"]

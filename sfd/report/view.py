@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sfd import seal
 from sfd.report.charts import charts
 from sfd.report.numbers import finite, measured
 from sfd.report.parts import Json, collateral_of, concepts_of, label_name, part
@@ -51,7 +52,17 @@ def view(audit: Json, folder: Path) -> dict[str, Any]:
         "command": f"sfd audit {shlex.quote(str(subject['path']))}" if subject.get("path") else "",
         "texts": {k: v if len(v) < LONGEST else "too long" for k, v in texts.items()},
         "absent": absent,
+        "hash": audit.get(seal.HASH),
+        "signature": _signature(folder / "audit.json"),
     }
+
+
+def _signature(path: Path) -> dict[str, str | None]:
+    """Whose key signed the audit, if anybody's; or that the signature is not this file's."""
+    try:
+        return {"key": seal.signer(path)}
+    except ValueError:
+        return {"wrong": f"{seal.signature_file(path).name} is not of this audit.json"}
 
 
 def records(path: Path) -> list[dict[str, Any]]:
@@ -79,6 +90,7 @@ def _shown(audit: Json, concept: Json) -> dict[str, Any]:
         "retention": [(k.replace("_", "-"), v) for k, v in kept.items() if v],
         "templates": sorted(ways, key=lambda way: -way[1]["rate"]),
         "validity": part(audit, "validity").get(name) or {},
+        "review": part(audit, "review").get(name) or {},
         "override_test": test,
         "instead": sorted(rows, key=lambda row: -(row[2] or 0.0))[:WIDEST],
         "threshold": next((finite(c.get("threshold")) for c in claims), None),

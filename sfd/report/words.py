@@ -13,7 +13,10 @@ THREATS = {
 
 def sentences(audit: Json) -> list[str]:
     """A sentence per concept, then one on the verdict."""
-    clauses = [[*_asked(c), *_attacked(audit, c["name"])] for c in concepts_of(audit)] or [[]]
+    clauses = [
+        [*_asked(c), *_looked(audit, c["name"]), *_attacked(audit, c["name"])]
+        for c in concepts_of(audit)
+    ] or [[]]
     clauses[-1] += [] if part(audit, "attacks") else ["no attack was tried"]
     clauses[-1] += _harmed(audit)
     found = ["; ".join(clause) + "." for clause in clauses]
@@ -23,7 +26,9 @@ def sentences(audit: Json) -> list[str]:
         if ids[status]:
             text += f", {len(ids[status])} {SAID[status]} ({', '.join(ids[status])})"
     if audit["claims"] and audit["verdict"] != next(status for status in VERDICTS if ids[status]):
-        text += ", but the audit itself is in doubt (its controls or its coverage)"
+        text += (
+            ", but the audit itself is in doubt (its controls, its coverage, or what people saw)"
+        )
     model = str(audit.get("threat_model"))
     text += f"; tested against {THREATS.get(model, 'an attacker')} (threat model {model})"
     closing = f"Verdict {audit['verdict']}: {text}; it says nothing beyond that."
@@ -45,6 +50,17 @@ def _asked(concept: Json) -> list[str]:
     before, failed = measured(direct.get("baseline"))["rate"], finite(direct.get("failed"))
     text += "" if before is None else f" (the original, asked the same: {percent(before)})"
     return [text, f"{count(failed)} images could not be made or judged"][: 2 if failed else 1]
+
+
+def _looked(audit: Json, name: str) -> list[str]:
+    review = part(audit, "review").get(name) or {}
+    found = measured(review.get("random"))
+    if not found["n"]:
+        return []
+    text = f"people who looked at {count(found['n'])} of them drawn at random saw it in"
+    text += f" {count(found['k'])}: {percent(found['rate'], found['ci95'])}"
+    worse = ", more often than a claim allows that passed"
+    return [text + (worse if review.get("contradicts") else "")]
 
 
 def _attacked(audit: Json, name: str) -> list[str]:
