@@ -15,7 +15,7 @@ from scipy.stats import beta
 from typer.testing import CliRunner
 
 from sfd import cli, concepts, eval, images, report, seal, teachers, verbs
-from sfd.eval import review, suites
+from sfd.eval import claims, review, suites
 from sfd.eval.review import Asked
 from sfd.eval.subjects import of_noise
 
@@ -282,10 +282,15 @@ def test_an_audit_leaves_a_packet_and_reads_it_through_the_command_line():
     path = fill(Path("run"), lambda *_: "no")
     done = CliRunner().invoke(cli.app, ["audit", "run", "--reviewed", str(path)])
     assert done.exit_code == 3 and "people who looked at 12 of them" in done.stdout  # it is noise
-    with pytest.raises(ValueError, match="not both at once"):
-        raise (
-            CliRunner()
-            .invoke(cli.app, ["audit", "run", "--reviewed", "x", "--review", "3"])
-            .exception
-            or AssertionError
-        )
+    seen = json.loads(Path("run/audit.json").read_text())["evidence"]["review"]
+    again = eval.audit(subject, suite, teacher, Path("run"))
+    assert again["evidence"]["review"] == seen, "auditing again does not lose what people saw"
+    assert "human review" not in again["not_tested"]
+    both = ["audit", "run", "--reviewed", "x", "--review", "3"]
+    assert "not both at once" in str(CliRunner().invoke(cli.app, both).exception)
+
+
+def test_a_verdict_with_what_people_saw():
+    assert claims.with_review("PASS", {"a": {}, "b": {"contradicts": True}}) == "INCONCLUSIVE"
+    assert claims.with_review("FAIL", {"b": {"contradicts": True}}) == "FAIL"
+    assert claims.with_review("PASS", {"a": {"contradicts": False}}) == "PASS"

@@ -86,10 +86,15 @@ def conclude(
     attack_images: int = 0,
     untested: Sequence[str] = ("attacks",),
 ) -> dict[str, Any]:
-    """Write audit.json; its content. `untested` are the attacks that were not tried."""
+    """Write audit.json; its content. `untested` are the attacks that were not tried.
+
+    What people saw of the same subject by the same plan stays, unless there is a new packet.
+    """
+    seen = found.get("review") or _seen(folder, subject.sha256, plan)
+    left = [*untested, *_not_tested(suite, subject, controls)]
     result = {
         "schema": seal.SCHEMA,
-        "verdict": claims.overall([claim["status"] for claim in stated]),
+        "verdict": claims.with_review(claims.overall([c["status"] for c in stated]), seen),
         "threat_model": suite.threat_model,
         "subject": {
             "path": subject.path,
@@ -108,14 +113,18 @@ def conclude(
             "plan_sha256": plan,
         },
         "claims": list(stated),
-        "evidence": dict(found),
+        "evidence": {**found, **({"review": seen} if seen else {})},
         "coverage": {"planned": planned, "completed": planned - failed, "failed": failed},
         "controls": list(controls),
         "detectors": list(detectors),
         "earlier_audits": _earlier(folder, subject.sha256),
         "cost": {"seconds": round(seconds, 1), "images": planned + attack_images, "device": device},
         "provenance": provenance.collect(device),
-        "not_tested": [*untested, *_not_tested(suite, subject, controls)],
+        "not_tested": [
+            text
+            for text in left
+            if text != NOT_REVIEWED or not any("random" in each for each in seen.values())
+        ],
     }
     return seal.write(folder / "audit.json", result)
 
@@ -187,6 +196,16 @@ def detector(classifier: Classifier, role: str) -> dict[str, Any]:
         "sensitivity": block.get("sensitivity", {}),
         "false_positive_rate": block.get("false_positive", {}),
     }
+
+
+def _seen(folder: Path, sha256: str, plan: str) -> dict[str, Any]:
+    """The review in a folder's audit, if that was of the same subject by the same plan."""
+    try:
+        old = seal.read(folder / "audit.json")
+        same = old["subject"]["sha256"] == sha256 and old["suite"]["plan_sha256"] == plan
+        return old["evidence"].get("review", {}) if same else {}
+    except (OSError, ValueError, KeyError, TypeError):  # none, or none that can be read
+        return {}
 
 
 def _earlier(folder: Path, sha256: str) -> list[dict[str, Any]]:

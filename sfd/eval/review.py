@@ -230,15 +230,14 @@ def seen(
             "answers_sha256": sha256,
             "contradicts": any(rate["ci95"][0] > limit for limit in limits),
         }  # fmt: skip
+    # without what an earlier CSV of the same packet said
     doubted = any(each.get("contradicts") for each in stored.values())
     verdict = (
         claims.overall([c["status"] for c in audit["claims"]]) if doubted else audit["verdict"]
     )
-    if verdict == "PASS" and any(each["contradicts"] for each in found.values()):
-        verdict = "INCONCLUSIVE"
     return {
         **audit,
-        "verdict": verdict,
+        "verdict": claims.with_review(verdict, found),
         "evidence": {**audit["evidence"], "review": found},
         "not_tested": [text for text in audit["not_tested"] if text != common.NOT_REVIEWED],
     }
