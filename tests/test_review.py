@@ -33,7 +33,8 @@ def asked_of(name="three", n=400, conditions=None):
     """The judge is the surer the higher the seed, and calls the last ten."""
     seeds = np.arange(n)
     scores = seeds / n
-    return Asked(name, name[0].upper(), conditions or [3] * n, seeds, scores, seeds >= n - 10)
+    return Asked(name, name[0].upper(), conditions or [3] * n, seeds, scores, seeds >= n - 10,
+                 np.ones(n, bool))  # fmt: skip
 
 
 def audited(n=40, folder="run", asked=None):
@@ -187,6 +188,20 @@ def test_over_prompts_where_the_subject_is_asked_in_prompts():
     assert found["prompts"] == 4
     # four clean prompts bound it no better than Clopper-Pearson of 0 of 4, whatever their images
     assert found["random"]["ci95"][1] >= beta.ppf(0.975, 1, 4) > 0.6
+
+
+def test_images_that_were_not_made_count_at_either_end():
+    asked = asked_of()
+    made = asked.seeds % 2 == 0
+    folder = audited(asked=[replace(asked, made=made)])
+    key = json.loads((folder / "review-key.json").read_text())
+    lost = len(key["unmade"])
+    assert lost > 5 and all(row["seed"] % 2 == 0 for row in key["images"].values())
+    assert len(key["images"]) == 40 - lost
+    audit = verbs.read_review(folder, fill(folder, lambda *_: "no"))
+    found = audit["evidence"]["review"]["three"]["random"]
+    assert (found["k"], found["n"], found["failed"]) == (0, 30, lost)
+    assert found["ci95"][1] > lost / 30
 
 
 def test_people_who_see_more_than_a_claim_allows_put_the_audit_in_doubt():

@@ -136,6 +136,7 @@ def audit(
                 own,
                 asked[c.name].probabilities[:, c.label],
                 asked[c.name].called == c.label,
+                np.ones(suite.n.direct, bool),
             )
             for c in concepts
         ]

@@ -107,9 +107,16 @@ def audit(
         )
         drawn = answers.by_factor[factor]
         judged.append(drawn)
-        scores, called = drawn.probabilities[:, column], drawn.called == view.label
         packets.append(
-            reviews.Asked(concept.name, concept.label_name, texts, with_seeds, scores, called)
+            reviews.Asked(
+                concept.name,
+                concept.label_name,
+                texts,
+                with_seeds,
+                drawn.probabilities[:, column],
+                drawn.called == view.label,
+                np.ones(len(texts), bool),
+            )
         )
         gone = [i for i, cell in enumerate(grid.cells) if any(map(concept.mentions, cell.prompts))]
         theirs = pick(before.answers.by_factor[factor], rows_of(grid, before.answers, gone))

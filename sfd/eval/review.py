@@ -39,17 +39,19 @@ class Asked:
     """The judge's probability of the concept, NaN where it did not judge."""
     called: np.ndarray
     """bool: the judge calls it the concept."""
+    made: np.ndarray
+    """bool: there is an image. A random row without one is counted as one nobody could judge."""
 
 
 def choose(asked: Asked, n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Rows drawn at random from all, and of the others those that the judge suspects most.
 
-    `min(n, all)` in all. What was not judged is suspected first.
+    `min(n, all)` in all. What was not judged is suspected first, what was not made never.
     """
     n = min(n, len(asked.seeds))
     order = np.random.default_rng(seed).permutation(len(asked.seeds))
     cut = n - int(SUSPECTS * n)
-    others = order[cut:]
+    others = order[cut:][asked.made[order[cut:]]]
     scores = np.nan_to_num(asked.scores[others], nan=2.0)
     return order[:cut], others[np.argsort(-scores, kind="stable")[: n - cut]]
 
@@ -63,7 +65,7 @@ def packet(
     """
     unanswered(folder)
     shutil.rmtree(folder / "review", ignore_errors=True)
-    rows, planned = [], {}
+    rows, planned, unmade = [], {}, []
     for each in asked:
         seed = int(common.seeds_from(f"{sha256} {plan} {each.concept} review", 1)[0])
         parts = choose(each, n, seed)
@@ -73,11 +75,14 @@ def packet(
             (each, int(row), part)
             for part, chosen in zip(("random", "suspects"), parts, strict=True)
             for row in chosen
+            if each.made[row]
         ]
+        unmade += [{"concept": each.concept, "part": "random", "condition": each.conditions[row]}
+                   for row in parts[0] if not each.made[row]]  # fmt: skip
     shuffle = int(common.seeds_from(f"{sha256} {plan} review", 1)[0])
     rows = [rows[i] for i in np.random.default_rng(shuffle).permutation(len(rows))]
     key: dict[str, Any] = {"schema": KEY, "subject_sha256": sha256, "plan_sha256": plan}
-    key["images"] = {}
+    key |= {"unmade": unmade, "images": {}}
     for start in range(0, len(rows), CHUNK):
         part = rows[start : start + CHUNK]
         conditions = [each.conditions[row] for each, row, _ in part]
@@ -184,7 +189,7 @@ def read_answers(path: Path, ids: Sequence[str]) -> dict[str, str]:
 
 
 def read_key(folder: Path, audit: Mapping[str, Any]) -> dict[str, Any]:
-    """The images of the packet that an audit planned, by id.
+    """The key of the packet that an audit planned.
 
     Raises ValueError, in one line, where none was planned, or the key is another's.
     """
@@ -196,7 +201,7 @@ def read_key(folder: Path, audit: Mapping[str, Any]) -> dict[str, Any]:
     sha = content.sha256(path.read_bytes())
     if any(each["planned"]["key_sha256"] != sha for each in planned.values()):
         raise ValueError(f"{path}: is not the key of this audit's packet: put that one back")
-    return key["images"]
+    return key
 
 
 def seen(
@@ -211,8 +216,9 @@ def seen(
     """
     stored, found = audit["evidence"]["review"], {}
     for concept, each in stored.items():
-        rows = [(row, answers[name]) for name, row in key.items() if row["concept"] == concept]
+        rows = [(r, answers[name]) for name, r in key["images"].items() if r["concept"] == concept]
         random = [pair for pair in rows if pair[0]["part"] == "random"]
+        random += [(row, "unsure") for row in key["unmade"] if row["concept"] == concept]
         chosen = [answer for row, answer in rows if row["part"] == "suspects"]
         sure = Counter((a, row["called"]) for row, a in rows if a != "unsure")
         rate, prompts = _rate(random)

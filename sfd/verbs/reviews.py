@@ -17,6 +17,6 @@ def read_review(folder: Path, answers: Path) -> dict[str, Any]:
     audit = seal.read(path)
     seal.check(audit, str(path))
     key = review.read_key(folder, audit)
-    given = review.read_answers(answers, list(key))
+    given = review.read_answers(answers, list(key["images"]))
     sha256 = content.sha256(answers.read_bytes())
     return seal.write(path, review.seen(audit, key, given, sha256))
