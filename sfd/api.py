@@ -54,18 +54,20 @@ def audit(
     device: str | None = None,
     gold: str | Path | None = None,
     attack_images: str | None = None,
+    review: int = 0,
 ) -> dict[str, Any]:
     """Audit a run folder or a student's file; audit.json's content, also left in `out`.
 
     Where the suite attacks, `gold` is the run of a student that never knew the concepts, and
-    `attack_images` are an attacker's labelled images.
+    `attack_images` are an attacker's labelled images. `review` images of each concept are left in
+    `review/` for people to look at.
     """
     path = Path(path)
     folder = Path(out) if out else path if path.is_dir() else path.parent / f"{path.stem}-audit"
     where = jobs.device_of(device)
     result = verbs.audit_file(
         path, suite, folder, device=where, progress=_quiet,
-        gold=Path(gold) if gold else None, attack_images=attack_images,
+        gold=Path(gold) if gold else None, attack_images=attack_images, review=review,
     )  # fmt: skip
     report.write(folder)
     return result

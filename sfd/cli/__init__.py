@@ -31,6 +31,7 @@ for command in (
     running.plan,
     running.export,
     auditing.report,
+    auditing.sign,
     measuring.classifier,
     measuring.calibrate,
     measuring.reference,

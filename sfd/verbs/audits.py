@@ -31,12 +31,14 @@ def audit_file(
     attack_images: str | None = None,
     steps: int = 1,
     guidance: float = 0.0,
+    review: int = 0,
 ) -> dict[str, Any]:
     """Audit a run folder, a student's file or an exported pipeline by a suite (the run's own).
 
     `gold` is what attacks are compared with (default: the run of `<teacher>-gold`, if it is there),
     `attack_images` an attacker's labelled images instead of the suite's. A pipeline is sampled by
-    its own scheduler in `steps` with `guidance`.
+    its own scheduler in `steps` with `guidance`. `review` images of each concept are left for
+    people to look at.
     """
     if (path / "model_index.json").is_file():
         card = checkpoints.read_json(path / "sfd.json")
@@ -66,7 +68,7 @@ def audit_file(
     if attack_images is not None:
         chosen = chosen.model_copy(update={"attack_images": attack_images})
     return jobs.audit_subject(
-        subject, chosen, teacher, folder, device=device, progress=progress, gold=gold
+        subject, chosen, teacher, folder, device=device, progress=progress, gold=gold, review=review
     )
 
 
