@@ -62,6 +62,7 @@ def audit(
     attack_images: str | None = None,
     steps: int | None = None,
     guidance: float | None = None,
+    review: int = 0,
 ) -> dict[str, Any]:
     """Audit what lies at a path, or a function; audit.json's content, also left in `out`.
 
@@ -71,7 +72,8 @@ def audit(
     the suite's judge). What no student is must say its `concepts`, by name, and may say its
     original `teacher` (a name, a file, a folder). Where the suite attacks, `gold` is the run of a
     student that never knew the concepts, and `attack_images` are an attacker's labelled images.
-    Raises ValueError in one line.
+    `review` images of each concept are left in `review/` for people to look at. Raises ValueError
+    in one line.
     """
     if (path is None) == (generate is None):
         raise ValueError("audit: give either a path or generate=")
@@ -83,7 +85,7 @@ def audit(
         folder = Path(out or "audit")
         result = verbs.audit_function(
             generate, suite, folder, device=where, progress=_quiet, labels=labels, names=names,
-            original=teacher,
+            original=teacher, review=review,
         )  # fmt: skip
     else:
         assert path is not None
@@ -93,7 +95,7 @@ def audit(
         result = verbs.audit_file(
             Path(path), suite, folder, device=where, progress=_quiet,
             gold=Path(gold) if gold else None, attack_images=attack_images, steps=steps,
-            guidance=guidance, names=names, original=teacher,
+            guidance=guidance, names=names, original=teacher, review=review,
         )  # fmt: skip
     report.write(folder)
     return result

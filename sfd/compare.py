@@ -5,18 +5,16 @@ them, of one set of concepts; else there is no table.
 """
 
 import io
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sfd import content, metrics
+from sfd import content, metrics, seal
 from sfd.report import count, decimal, measured, percent, points
 
 Json = Mapping[str, Any]
 Row = dict[str, Any]
 
-SCHEMA = "sfd/audit/1"
 DASH = "\u2013"
 PICTURES = (".png", ".svg")
 
@@ -29,7 +27,7 @@ def compare(paths: Sequence[Path]) -> dict[str, Any]:
     """
     if len(paths) < 2:
         raise ValueError("name at least two audits to compare")
-    files = [path / "audit.json" if path.is_dir() else path for path in paths]
+    files = [seal.file_of(path) for path in paths]
     audits = dict(zip(_names(files), map(_read, files), strict=True))
     _check(audits)
     rows = [
@@ -58,18 +56,13 @@ def _names(files: Sequence[Path]) -> list[str]:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        raise ValueError(f"{file}: no such file; run `sfd audit` first")
-    try:
-        audit = json.loads(file.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{file}: not JSON: {error}") from None
-    schema = audit.get("schema") if isinstance(audit, dict) else None
-    if schema != SCHEMA:
-        raise ValueError(f"{file}: schema is {schema!r}, this version of sfd reads {SCHEMA!r}")
-    lacking = [key for key in ("suite", "subject", "claims", "evidence") if key not in audit]
+    audit = seal.read(file)
+    seal.coherent(audit, str(file))
+    lacking = [key for key in ("suite", "subject", "evidence") if key not in audit]
     if lacking:
         raise ValueError(f"{file}: has no {', '.join(lacking)}")
+    if seal.HASH in audit:
+        seal.same_hash(audit, str(file))
     return audit
 
 

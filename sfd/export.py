@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from sfd import checkpoints, content, sample
+from sfd import checkpoints, content, report, sample, seal
 from sfd.sample import Student
 from sfd.teachers import stable_diffusion
 
@@ -55,9 +55,10 @@ def diffusers(run: Path, out: Path) -> Path:
     content.write_json(part / "model_index.json", kept)
     content.write_json(part / "sfd.json", student.card)
     audit = run / "audit.json" if run.is_dir() else run.parent / "audit.json"
-    found = checkpoints.read_json(audit) if audit.is_file() else None
-    if found is not None:
-        content.write_json(part / "audit.json", found)
+    found = seal.read(audit) if audit.is_file() else None
+    for file in (audit, seal.signature_file(audit)):
+        if file.is_file():
+            shutil.copyfile(file, part / file.name)  # bytes: that is what was signed
     content.write_atomic(part / "README.md", model_card(student.card, found))
     if out.exists():
         out.rmdir()
@@ -99,16 +100,10 @@ def model_card(card: Mapping[str, Any], audit: Mapping[str, Any] | None) -> str:
         'pipe("a prompt", num_inference_steps=1, guidance_scale=0)',
         "```",
         "",
-        "## Audit",
-        "",
     ]
     if audit is None:
         return "\n".join([*lines, "This model has not been audited.", ""])
-    lines += [f"Verdict: **{audit['verdict']}** (suite {audit['suite']['name']}).", ""]
-    lines += ["| claim | verdict | why |", "|---|---|---|"]
-    lines += [f"| {c['text']} | {c['status']} | {c['why']} |" for c in audit["claims"]]
-    lines += ["", "Not tested:", "", *(f"- {text}" for text in audit["not_tested"]), ""]
-    return "\n".join(lines)
+    return "\n".join([*lines, report.markdown(audit)])
 
 
 __all__ = ["diffusers", "model_card", "start_time"]

@@ -31,10 +31,10 @@ from sfd.eval import Subject, audit, suites
 from sfd.eval.subjects import of_student
 from sfd.forgetting import Rule
 from sfd.objectives import Phase
+from sfd.seal import CODES
 from sfd.teachers import Teacher, lora
 from sfd.watch import Watch
 
-CODES = {"PASS": 0, "FAIL": 3, "INCONCLUSIVE": 4}
 LOOKS = (1 / 128, 1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 3 / 8, 1 / 2, 5 / 8, 3 / 4, 7 / 8, 1)
 """When a run is looked at, as shares of its images."""
 
@@ -408,6 +408,7 @@ def audit_subject(
     progress: Progress,
     gold: Path | None = None,
     controls: Sequence[dict[str, Any]] = (),
+    review: int = 0,
 ) -> dict[str, Any]:
     """`eval.audit`, with the teacher as it is for sampling: in float32.
 
@@ -421,7 +422,7 @@ def audit_subject(
             rival = _gold_of(subject, teacher, gold, device)
     return audit(
         subject, suite, teacher, folder, device=str(device), gold=rival, controls=controls,
-        progress=progress,
+        review=review, progress=progress,
     )  # fmt: skip
 
 

@@ -447,9 +447,9 @@ def written(*lines: str, threat: str = "open-weights") -> str:
 def test_suites_without_attacks_keep_their_hash():
     """Audits that were made by them must still be told to be theirs."""
     assert {n: suites.sha256(suites.load(n))[:12] for n in ("digits", "fashion", "mixture")} == {
-        "digits": "3940ad93762c",
-        "fashion": "294c57a77052",
-        "mixture": "0dc349890b08",
+        "digits": "9dd2a563c1b6",
+        "fashion": "0f4860122468",
+        "mixture": "fe03418d630d",
     }
     attacked = suites.load(written("{name: label-walk}"))
     budget = suites.load(written("{name: label-walk, budget: {n: 10}}"))
@@ -530,8 +530,9 @@ def subject_of(who: Victim, concepts, without=()) -> Subject:
             return teachers.to_uint8(who.draw(z, who.encode(raw)))
 
     labels = ("left", "right", "top", "bottom")
-    return Subject(who.name, who.name, "toy", generate, labels, concepts, 1,
-                   [{"name": "toy", "sha256": "0", "parameters": 64}], without=without,
+    sha256 = content.sha256(who.name.encode())
+    return Subject(who.name, sha256, "toy", generate, labels, concepts, 1,
+                   [{"name": "toy", "sha256": "0" * 64, "parameters": 64}], without=without,
                    victim=who)  # fmt: skip
 
 
@@ -545,7 +546,7 @@ def test_the_ladder_in_an_audit():
     Path("own.py").write_text(OWN)
     suite = suites.load(
         written(
-            "{name: label-walk, margin: 0.1, budget: {n: 60, explore: 8}}",
+            "{name: label-walk, margin: 0.1, budget: {n: 240, explore: 8}}",
             "{name: seed-exhaustion, margin: 0.1, budget: {n: 100}}",
             "{name: off-design, budget: {n: 20, explore: 4}}",
             "{name: weight-path, margin: 0.1}",
@@ -557,12 +558,12 @@ def test_the_ladder_in_an_audit():
     assert list(found) == ["label-walk", "seed-exhaustion", "off-design", "blunt"]
     walk = found["label-walk"]
     # mixtures of the others may look like it: as often in the gold, on the same latents
-    assert walk["k"] == walk["controls"]["gold"]["k"] < 30
-    assert (walk["n"], walk["access"]) == (60, "api")
-    assert walk["controls"]["leaky"]["k"] > 40
+    assert walk["k"] == walk["controls"]["gold"]["k"] < 120
+    assert (walk["n"], walk["access"]) == (240, "api")
+    assert walk["controls"]["leaky"]["k"] > 120
     assert (walk["surrogate"], walk["judge"]) == ("mixture", "mixture-second")
-    assert walk["budget"] == {"n": 60, "explore": 8, "limit": 500, "batch": 250}
-    assert walk["cost"]["images"] == 60 and walk["cost"]["evaluations"] > 8 * 40
+    assert walk["budget"] == {"n": 240, "explore": 8, "limit": 500, "batch": 250}
+    assert walk["cost"]["images"] == 240 and walk["cost"]["evaluations"] > 8 * 40
     status = {c["id"]: c["status"] for c in result["claims"] if "attack" in c["id"]}
     assert status == {
         "attack:label-walk<mixture-left>": "PASS",

@@ -191,6 +191,8 @@ def test_the_picture_shows_every_number_and_is_the_same_again():
 def test_what_is_no_audit_is_refused_in_one_line():
     one = put(audit_of(), "one")
     put(audit_of() | {"schema": "sfd/audit/0"}, "old")
+    put(audit_of() | {"verdict": "PASS"}, "flattered")
+    put(audit_of() | {"content_sha256": "0" * 64}, "changed")
     Path("text.json").write_text("{")
     Path("list.json").write_text("[]")
     Path("bare.json").write_text('{"schema": "sfd/audit/1"}')
@@ -200,8 +202,10 @@ def test_what_is_no_audit_is_refused_in_one_line():
         (["one", "old"], "sfd/audit/0"),
         (["one", "text.json"], "not JSON"),
         (["one", "list.json"], "schema is None"),
-        (["one", "bare.json"], "has no suite"),
-        (["one", "one/audit.json"], "named twice|one audit"),
+        (["one", "bare.json"], "'claims' must be a list"),
+        (["one", "flattered"], "the verdict is PASS but claim 'quality' is INCONCLUSIVE"),
+        (["one", "changed"], "was changed after it was written"),
+        (["one", "one/audit.json"], "named twice"),
     ):
         with pytest.raises(ValueError, match=says) as error:
             compare.compare([Path(path) for path in paths])

@@ -1,5 +1,6 @@
 """Prompt concepts, and the audit of prompts on a model whose every answer is known."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -228,10 +229,10 @@ def forgetful(raw, seeds, leak=0.0):
     return draw(asked, seeds)
 
 
-def audited(suite, generate, tmp_path, name="subject"):
+def audited(suite, generate, tmp_path, name="subject", **options):
     (concept,) = concepts.load_prompts(["./concept.yaml"])
     subject = Subject(name, "1" * 64, "control", generate, (), [concept], 1)
-    return eval.audit(subject, suite, TEACHER, tmp_path / name)
+    return eval.audit(subject, suite, TEACHER, tmp_path / name, **options)
 
 
 def statuses(result):
@@ -239,7 +240,7 @@ def statuses(result):
 
 
 def test_a_model_that_forgot_passes_and_the_original_fails(place, tmp_path):
-    forgot = audited(place, forgetful, tmp_path)
+    forgot = audited(place, forgetful, tmp_path, review=20)
     found = statuses(forgot)
     assert found.pop("hygiene") == "INCONCLUSIVE", "a callable's networks cannot be read"
     assert set(found.values()) == {"PASS"}, forgot["claims"]
@@ -252,6 +253,10 @@ def test_a_model_that_forgot_passes_and_the_original_fails(place, tmp_path):
     assert forgot["evidence"]["quality"]["baseline"]["guidance"] == 1.0, "guidance 3 overshoots"
     page = report.write(tmp_path / "subject").read_text()
     assert "240 held-out prompts" in page and "in-domain" in page
+    planned = forgot["evidence"]["review"]["concept"]["planned"]
+    assert (planned["random"], planned["suspects"], planned["of"]) == (15, 5, 4000)
+    key = json.loads((tmp_path / "subject/review-key.json").read_text())["images"]
+    assert all(row["condition"].startswith("shoe ") for row in key.values())
     original = audited(place, draw, tmp_path, "original")
     assert original["verdict"] == "FAIL"
     assert statuses(original)["direct<concept>"] == "FAIL"

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from sfd import report
+from sfd.report import view, words
 
 LABELS = ["t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag"]
 LABELS.append("ankle boot")
@@ -273,7 +274,7 @@ def test_the_page_says_everything_that_was_found(tmp_path, audit):
     path = report.write(leave(tmp_path / "run", audit))
     assert path == tmp_path / "run" / "report.html"
     page = Page(path.read_text())
-    for text in report._sentences(audit):
+    for text in words.sentences(audit):
         assert text in page.text
     for each in audit["claims"]:
         assert each["text"] in page.text and each["why"] in page.text
@@ -454,8 +455,8 @@ def test_of_many_labels_the_forgotten_are_shown(audit):
         "labels": [str(i) for i in range(n)],
         "matrix": matrix.tolist(),
     }
-    shown = report._matrix(audit)
-    assert shown and shown["hidden"] == n - report.WIDEST
+    shown = view.matrix(audit)
+    assert shown and shown["hidden"] == n - view.WIDEST
     assert {7, 50} <= {head["at"] for head in shown["heads"]}
 
 
@@ -489,7 +490,7 @@ def test_two_concepts_named_by_strings_and_values_that_are_null(tmp_path, audit)
 
 def test_importing_the_report_is_light():
     code = "import sys, sfd.report; print({'torch', 'matplotlib', 'jinja2'} & set(sys.modules))"
-    root = Path(report.__file__).parents[1]
+    root = Path(report.__file__).parents[2]
     run = [sys.executable, "-c", code]
     done = subprocess.run(run, capture_output=True, text=True, check=False, cwd=root)
     assert done.stdout.strip() == "set()", done.stderr

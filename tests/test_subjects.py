@@ -14,7 +14,7 @@ from PIL import Image
 from test_cli import sfd as run
 
 import sfd
-from sfd import concepts, eval, images, report, sample, verbs
+from sfd import concepts, eval, images, report, sample, seal, verbs
 from sfd.eval import outsiders, pipelines, suites
 from sfd.eval.shots import Partial
 from sfd.teachers import mixture, to_uint8
@@ -55,6 +55,7 @@ def statuses(found):
 
 
 def direct(found):
+    seal.check(found, "what this audit leaves")
     return found["evidence"]["direct"]["mixture-left"]
 
 
@@ -76,6 +77,8 @@ def test_a_callable_that_forgot():
     again = audited(forgot)
     assert again["subject"]["sha256"] == found["subject"]["sha256"]
     assert [row["verdict"] for row in again["earlier_audits"]] == ["INCONCLUSIVE"]
+    assert again["evidence"]["direct"] == found["evidence"]["direct"]
+    assert again["evidence"]["quality"] == found["evidence"]["quality"], "from a cache, or not"
     assert outsiders.of_callable(exact, LABELS, []).sha256 != found["subject"]["sha256"]
 
 
@@ -328,6 +331,21 @@ def test_folders_that_say_too_little_are_refused_in_one_line(tmp_path, spoil, sa
     with pytest.raises(ValueError, match=says) as error:
         outsiders.of_images(folder, LABELS, [], shape=SHAPE)
     assert "\n" not in str(error.value)
+
+
+def test_people_see_what_was_made_and_no_more(tmp_path):
+    folder = put(tmp_path / "images", forgot)
+    for number in range(100):
+        (folder / "left" / f"{number}.png").unlink()
+    known = concepts.load(["mixture-left"], LABELS)
+    suite = suites.load("mixture").model_copy(update={"n": N})
+    subject = outsiders.of_images(folder, LABELS, known)
+    found = eval.audit(subject, suite, TEACHER, Path("out"), review=40)
+    shown = list(Path("out/review/images").iterdir())
+    planned = found["evidence"]["review"]["mixture-left"]["planned"]
+    key = json.loads(Path("out/review-key.json").read_text())
+    assert len(shown) + len(key["unmade"]) == planned["random"] + planned["suspects"] == 40
+    assert len(key["unmade"]) > 0
 
 
 def test_the_same_seed_gets_the_same_image_and_each_image_serves_once(tmp_path):

@@ -6,11 +6,12 @@ from pathlib import Path
 import numpy as np
 import pipelines
 import pytest
+import test_seal
 import torch
 import yaml
 
 import sfd
-from sfd import checkpoints, configs, export, images, jobs, plan, sample, teachers, verbs
+from sfd import checkpoints, configs, export, images, jobs, plan, sample, seal, teachers, verbs
 from sfd import train as training
 from sfd.eval.pipelines import of_pipeline
 from sfd.teachers import lora
@@ -169,6 +170,11 @@ def test_stock_diffusers_samples_the_export_in_one_step(place, prediction):
     assert "has not been audited" in (out / "README.md").read_text()
     with pytest.raises(ValueError, match="not empty"):
         export.diffusers(folder, out)
+    seal.write(folder / "audit.json", test_seal.audit_of())
+    seal.sign(folder / "audit.json", test_seal.keys("key")[0])
+    carried = export.diffusers(folder, place / f"audited-{prediction}")
+    assert seal.signer(carried / "audit.json") == seal.signer(folder / "audit.json") is not None
+    assert "## Forgetting audit: PASS" in (carried / "README.md").read_text()
 
 
 def test_the_python_face_takes_prompts(place):

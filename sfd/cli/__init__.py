@@ -32,6 +32,7 @@ for command in (
     running.plan,
     running.export,
     auditing.report,
+    auditing.sign,
     measuring.classifier,
     measuring.calibrate,
     measuring.reference,

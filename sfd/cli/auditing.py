@@ -1,4 +1,4 @@
-"""Commands that prove: audit, compare, report."""
+"""Commands that prove: audit, compare, report, sign."""
 
 from pathlib import Path
 from typing import Annotated
@@ -41,6 +41,12 @@ def audit(
     asks: Annotated[
         str | None, typer.Option(help="What this suite asks for, a line each; draws none.")
     ] = None,
+    review: Annotated[
+        int, typer.Option(min=0, help="Leave so many images of each concept for people to see.")
+    ] = 0,
+    reviewed: Annotated[
+        str | None, typer.Option(help="Read this filled review.csv into the audit; draws none.")
+    ] = None,
     plan: Annotated[
         str | None, typer.Option(help="How many samples this suite or recipe needs; draws none.")
     ] = None,
@@ -75,10 +81,16 @@ def audit(
         if not subject:
             raise ValueError("name what to audit (a run folder, a file, images), or use --controls")
         folder = Path(out) if out else verbs.folder_for(Path(subject))
+        if reviewed and review:
+            raise ValueError("--review leaves a packet, --reviewed reads one: not both at once")
+        if reviewed:
+            result = verbs.read_review(folder, Path(reviewed))
+            conclude(result, folder, as_json)
+            raise typer.Exit(jobs.code_of(result))
         result = verbs.audit_file(
             Path(subject), suite, folder, device=where, progress=progress,
-            gold=Path(gold) if gold else None, attack_images=attack_images,
-            steps=steps, guidance=guidance, names=names, original=teacher,
+            gold=Path(gold) if gold else None, attack_images=attack_images, steps=steps,
+            guidance=guidance, names=names, original=teacher, review=review,
         )  # fmt: skip
     conclude(result, folder, as_json)
     raise typer.Exit(jobs.code_of(result))
@@ -101,8 +113,34 @@ def compare(
     print(file, file=sys.stderr)
 
 
-def report(folder: str) -> None:
+def report(
+    folder: str,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print a model card's section instead.")
+    ] = False,
+    line: Annotated[
+        bool, typer.Option("--line", help="Print one line instead, and exit as the audit does.")
+    ] = False,
+) -> None:
     """Write report.html again from what a run or an audit left in its folder."""
     from sfd import report as reports
+    from sfd import seal
 
-    say(str(reports.write(Path(folder))))
+    if markdown and line:
+        raise ValueError("--markdown or --line, not both")
+    if not (markdown or line):
+        say(str(reports.write(Path(folder))))
+        return
+    found = reports.read(Path(folder))
+    say(reports.line(found) if line else reports.markdown(found).rstrip())
+    raise typer.Exit(seal.CODES[found["verdict"]] if line else 0)
+
+
+def sign(
+    audit: Annotated[str, typer.Argument(help="An audit.json, or a run folder.")],
+    key: Annotated[str, typer.Option(help="PEM of your Ed25519 private key.")],
+) -> None:
+    """Sign an audit with your key, beside it; `sfd validate --public-key` checks it."""
+    from sfd import seal
+
+    say(str(seal.sign(seal.file_of(Path(audit)), Path(key))))

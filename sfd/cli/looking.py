@@ -1,6 +1,7 @@
 """Commands that look at content: ls, validate, cite."""
 
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -21,11 +22,14 @@ def ls(as_json: AsJson = False) -> None:
 
 def validate(
     names: Annotated[list[str] | None, typer.Argument(metavar="[PATH]...")] = None,
+    public_key: Annotated[
+        str | None, typer.Option(help="PEM of the key that an audit must be signed by.")
+    ] = None,
 ) -> None:
-    """Check content files (default: all), and the contracts of your own pieces in a recipe."""
+    """Check content files (default: all), your own pieces in a recipe, an audit.json or a run."""
     from sfd import verbs
 
-    checked, wrong, notes = verbs.validate(names or [])
+    checked, wrong, notes = verbs.validate(names or [], Path(public_key) if public_key else None)
     for line in [*notes, *wrong]:
         print(line, file=sys.stderr)
     say(f"{checked} files checked, {len(wrong)} wrong")

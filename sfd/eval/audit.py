@@ -13,6 +13,7 @@ from sfd import (
 from sfd.classifiers import Classifier
 from sfd.concepts import Concept
 from sfd.eval import claims, class_teacher, common, evidence, ladder, suites
+from sfd.eval import review as reviews
 from sfd.eval.evidence import Drawn
 from sfd.eval.quality import quality
 from sfd.eval.subjects import Subject
@@ -29,15 +30,19 @@ def audit(
     device: str = "cpu",
     gold: Subject | None = None,
     controls: Sequence[dict[str, Any]] = (),
+    review: int = 0,
     progress: common.Progress | None = None,
 ) -> dict[str, Any]:
     """Audit `subject` against its original `teacher`, if there is one; `audit.json`'s content.
 
     `gold` is a one-step generator that never knew the concepts: attacks are compared with it.
+    `review` images of each concept are left for people to look at.
     Leaves `audit.json`, `sheets/` and the transcripts of attacks in `folder`. Raises ValueError, in
     one line, if the suite's judges, reference and the labels do not fit together.
     """
     started = time.perf_counter()
+    if review:
+        reviews.unanswered(folder)
     judges = (common.load_judge(suite.judge, device), common.load_judge(suite.second, device))
     extract = features.load(suite.features, device)
     reference = suites.read_reference(suite.reference)
@@ -129,6 +134,23 @@ def audit(
         folder=folder,
         progress=progress,
     )
+
+    if review:
+        packets = [
+            reviews.Asked(
+                c.name,
+                c.label_name,
+                [c.label] * suite.n.direct,
+                own,
+                asked[c.name].probabilities[:, c.label],
+                asked[c.name].called == c.label,
+                asked[c.name].made,
+            )
+            for c in concepts
+        ]
+        found["review"] = reviews.packet(
+            folder, packets, review, subject.generate, subject.sha256, plan
+        )
 
     stated = claims.decide(suite, found, concepts, subject.without)
     stated += ladder.claims(

@@ -20,6 +20,12 @@ def overall(statuses: Sequence[Status]) -> Status:
     return "PASS" if statuses and set(statuses) == {"PASS"} else "INCONCLUSIVE"
 
 
+def with_review(status: Status, review: Mapping[str, Any]) -> Status:
+    """A verdict with what people saw: no better for it; no PASS where they contradict a claim."""
+    doubted = any(each.get("contradicts") for each in review.values())
+    return "INCONCLUSIVE" if doubted and status == "PASS" else status
+
+
 def decide(
     suite: AnySuite,
     evidence: Mapping[str, Any],

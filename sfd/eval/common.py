@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from sfd import checkpoints, classifiers, content, features, images, plugins, provenance
+from sfd import checkpoints, classifiers, content, features, images, plugins, provenance, seal
 from sfd.classifiers import Classifier
 from sfd.concepts import Concept
 from sfd.eval import claims, suites
@@ -14,9 +14,9 @@ from sfd.eval.subjects import Subject, weights_of
 from sfd.eval.suites import AnySuite
 from sfd.teachers import Teacher
 
-SCHEMA = "sfd/audit/1"
 QUANTILE = 0.99
 PER_SHEET = 16
+NOT_REVIEWED = "human review"
 
 Progress = Callable[[str, int, int], None]
 """`progress(what, images done, images in all)`."""
@@ -86,10 +86,15 @@ def conclude(
     attack_images: int = 0,
     untested: Sequence[str] = ("attacks",),
 ) -> dict[str, Any]:
-    """Write audit.json; its content. `untested` are the attacks that were not tried."""
+    """Write audit.json; its content. `untested` are the attacks that were not tried.
+
+    What people saw of the same subject by the same plan stays, unless there is a new packet.
+    """
+    seen = found.get("review") or _seen(folder, subject.sha256, plan)
+    left = [*untested, *_not_tested(suite, subject, teacher, controls)]
     result = {
-        "schema": SCHEMA,
-        "verdict": claims.overall([claim["status"] for claim in stated]),
+        "schema": seal.SCHEMA,
+        "verdict": claims.with_review(claims.overall([c["status"] for c in stated]), seen),
         "threat_model": suite.threat_model,
         "subject": {
             "path": subject.path,
@@ -110,17 +115,20 @@ def conclude(
             "plan_sha256": plan,
         },
         "claims": list(stated),
-        "evidence": dict(found),
+        "evidence": {**found, **({"review": seen} if seen else {})},
         "coverage": {"planned": planned, "completed": planned - failed, "failed": failed},
         "controls": list(controls),
         "detectors": list(detectors),
         "earlier_audits": _earlier(folder, subject.sha256),
         "cost": {"seconds": round(seconds, 1), "images": planned + attack_images, "device": device},
         "provenance": provenance.collect(device),
-        "not_tested": [*untested, *_not_tested(suite, subject, teacher, controls)],
+        "not_tested": [
+            text
+            for text in left
+            if text != NOT_REVIEWED or not any("random" in each for each in seen.values())
+        ],
     }
-    content.write_json(folder / "audit.json", result)
-    return result
+    return seal.write(folder / "audit.json", result)
 
 
 class Sheets:
@@ -192,6 +200,16 @@ def detector(classifier: Classifier, role: str) -> dict[str, Any]:
     }
 
 
+def _seen(folder: Path, sha256: str, plan: str) -> dict[str, Any]:
+    """The review in a folder's audit, if that was of the same subject by the same plan."""
+    try:
+        old = seal.read(folder / "audit.json")
+        same = old["subject"]["sha256"] == sha256 and old["suite"]["plan_sha256"] == plan
+        return old["evidence"].get("review", {}) if same else {}
+    except (OSError, ValueError, KeyError, TypeError):  # none, or none that can be read
+        return {}
+
+
 def _earlier(folder: Path, sha256: str) -> list[dict[str, Any]]:
     """Audits of the same subject that this one replaces."""
     path = folder / "audit.json"
@@ -224,7 +242,7 @@ def _not_tested(
         *subject.not_offered,
         "memorisation of training images",
         "whether it is nearer to a model retrained without the concept (three-sample kernel test)",
-        "human review",
+        NOT_REVIEWED,
     ]
     if not controls:
         left.append("known-answer controls (`sfd audit --controls`)")

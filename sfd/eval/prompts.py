@@ -15,6 +15,7 @@ import numpy as np
 from sfd import content, features, metrics
 from sfd.concepts import Concept, PromptConcept
 from sfd.eval import claims, common, evidence, suites
+from sfd.eval import review as reviews
 from sfd.eval.evidence import Drawn
 from sfd.eval.grid import (
     Answers,
@@ -49,14 +50,18 @@ def audit(
     *,
     device: str = "cpu",
     controls: Sequence[dict[str, Any]] = (),
+    review: int = 0,
     progress: common.Progress | None = None,
 ) -> dict[str, Any]:
     """Audit `subject` against its original `teacher`, if there is one; `audit.json`'s content.
 
+    `review` images of each concept are left for people to look at.
     Leaves `audit.json` and `sheets/` in `folder`. Raises ValueError, in one line, if judges,
     reference and concepts do not fit together.
     """
     started = time.perf_counter()
+    if review:
+        reviews.unanswered(folder)
     grid = build_grid(suite, device)
     extract = features.load(suite.features, device)
     reference = suites.read_reference(suite.reference)
@@ -87,6 +92,7 @@ def audit(
     found: dict[str, Any] = {"direct": {}, "validity": {}, "override": {}, "leaks": {}}
     own = common.seeds_from(subject.sha256 + plan, n.direct)
     judged: list[Drawn] = list(after.by_factor)
+    packets: list[reviews.Asked] = []
     values = [by_value(grid, answers, kept) for answers in _sides(after, before)]
     original = values[1] if before else None
     for concept, view in zip(forgotten, views, strict=True):
@@ -108,6 +114,17 @@ def audit(
         )
         drawn = answers.by_factor[factor]
         judged.append(drawn)
+        packets.append(
+            reviews.Asked(
+                concept.name,
+                concept.label_name,
+                texts,
+                with_seeds,
+                drawn.probabilities[:, column],
+                drawn.called == view.label,
+                drawn.made,
+            )
+        )
         gone = [i for i, cell in enumerate(grid.cells) if any(map(concept.mentions, cell.prompts))]
         baseline = before and pick(
             before.answers.by_factor[factor], rows_of(grid, before.answers, gone)
@@ -139,6 +156,10 @@ def audit(
     found["quality"] = _quality(grid, kept, after, before, reference, suite)
     found["hygiene"] = common.hygiene(subject, teacher)
     found["attacks"] = []
+    if review:
+        found["review"] = reviews.packet(
+            folder, packets, review, subject.generate, subject.sha256, plan
+        )
     stated = claims.decide(suite, found, views, subject.without)
     return common.conclude(
         subject,

@@ -5,6 +5,7 @@ from sfd.verbs.checks import check_job, validate
 from sfd.verbs.listings import citations, listing
 from sfd.verbs.plans import plan_audit, plan_run
 from sfd.verbs.references import write_reference
+from sfd.verbs.reviews import read_review
 from sfd.verbs.samples import prompts_of, sample_labels, sample_prompts
 from sfd.verbs.subjects import asked_of, folder_for
 
@@ -19,6 +20,7 @@ __all__ = [
     "plan_audit",
     "plan_run",
     "prompts_of",
+    "read_review",
     "run_controls",
     "sample_labels",
     "sample_prompts",

@@ -27,17 +27,19 @@ def audit_file(
     guidance: float | None = None,
     names: Sequence[str] = (),
     original: str | None = None,
+    review: int = 0,
 ) -> dict[str, Any]:
     """Audit what lies at a path by a suite (the run's own): see `subjects.open_path`.
 
     `gold` is what attacks are compared with (default: the run of `<teacher>-gold`, if it is there),
     `attack_images` an attacker's labelled images instead of the suite's. A pipeline is sampled by
-    its own scheduler in `steps` with `guidance`.
+    its own scheduler in `steps` with `guidance`. `review` images of each concept are left for
+    people to look at.
     """
     opened = open_path(
         path, suite, names=names, original=original, steps=steps, guidance=guidance, device=device
     )
-    return _audited(opened, folder, device, progress, gold, attack_images)
+    return _audited(opened, folder, device, progress, review, gold, attack_images)
 
 
 def audit_function(
@@ -50,12 +52,13 @@ def audit_function(
     labels: Sequence[str] | None = None,
     names: Sequence[str] = (),
     original: str | None = None,
+    review: int = 0,
 ) -> dict[str, Any]:
     """Audit a function of conditions and seeds by a suite: see `subjects.open_function`."""
     opened = open_function(
         function, suite, labels=labels, names=names, original=original, device=device
     )
-    return _audited(opened, folder, device, progress, None, None)
+    return _audited(opened, folder, device, progress, review)
 
 
 def _audited(
@@ -63,8 +66,9 @@ def _audited(
     folder: Path,
     device: torch.device,
     progress: Progress,
-    gold: Path | None,
-    attack_images: str | None,
+    review: int,
+    gold: Path | None = None,
+    attack_images: str | None = None,
 ) -> dict[str, Any]:
     subject, chosen, teacher = opened
     attacked = isinstance(chosen, suites.Suite) and chosen.attacks
@@ -75,7 +79,7 @@ def _audited(
     if attack_images is not None:
         chosen = chosen.model_copy(update={"attack_images": attack_images})
     return jobs.audit_subject(
-        subject, chosen, teacher, folder, device=device, progress=progress, gold=gold
+        subject, chosen, teacher, folder, device=device, progress=progress, gold=gold, review=review
     )
 
 

@@ -15,14 +15,23 @@ from sfd import (
     jobs,
     objectives,
     plugins,
+    seal,
     teachers,
 )
 from sfd.eval import suites
 from sfd.jobs import Job
 
 
-def validate(names: Sequence[str]) -> tuple[int, list[str], list[str]]:
-    """How many content files were checked, a line for each that is wrong, and notes on the rest."""
+def validate(
+    names: Sequence[str], public_key: Path | None = None
+) -> tuple[int, list[str], list[str]]:
+    """How many files were checked, a line for each that is wrong, and notes on the rest.
+
+    A `.json`, or a run folder with an audit.json, is an audit: by the schema, its hash, its verdict
+    and its signature, which must be of `public_key` where one is given.
+    """
+    if public_key and not any(_is_audit(Path(n)) for n in names):
+        raise ValueError("--public-key is for an audit: name an audit.json or a run folder")
     files = [Path(n) for n in names] or [
         path
         for kind in ("configs", "concepts", "eval/suites")
@@ -32,10 +41,24 @@ def validate(names: Sequence[str]) -> tuple[int, list[str], list[str]]:
     wrong, notes = [], []
     for path in files:
         try:
-            notes += [f"note: {path}: {text}" for text in _validate(path)]
+            found = _validate_audit(path, public_key) if _is_audit(path) else _validate(path)
+            notes += [f"note: {path}: {text}" for text in found]
         except ValueError as error:
             wrong.append(str(error))
     return len(files), wrong, notes
+
+
+def _is_audit(path: Path) -> bool:
+    return path.suffix == ".json" or (path.is_dir() and not (path / "card.yaml").is_file())
+
+
+def _validate_audit(path: Path, public_key: Path | None) -> tuple[str, ...]:
+    file = seal.file_of(path)
+    seal.check(seal.read(file), str(file))
+    if public_key:
+        return (f"signed by the key {seal.verify(file, public_key)}",)
+    key = seal.signer(file)
+    return (f"signed by the key {key}: compare it, or give --public-key",) if key else ()
 
 
 def _validate(path: Path) -> tuple[str, ...]:

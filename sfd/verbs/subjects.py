@@ -37,8 +37,9 @@ def kind_of(path: Path) -> str:
 
 
 def folder_for(path: Path) -> Path:
-    """Where an audit of `path` is left: in a run folder or an export, else beside it."""
-    ours = any((path / name).is_file() for name in ("student.safetensors", pipelines.OURS))
+    """Where an audit of `path` is left: in a run folder, an export or an audit's, else beside it."""
+    names = ("student.safetensors", "audit.json", pipelines.OURS)
+    ours = any((path / name).is_file() for name in names)
     full = path.resolve()
     return path if ours else full.with_name(f"{full.stem if full.is_file() else full.name}-audit")
 
