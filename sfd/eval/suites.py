@@ -91,9 +91,9 @@ class Samples(Strict):
 class TeacherSampling(Strict):
     """How the teacher is sampled: Heun `steps`, and of these guidances the best by FID on `n`."""
 
-    steps: int = Field(18, ge=1)
-    guidance: list[float] = Field([1.0], min_length=1)
-    n: int = Field(2000, gt=0)
+    steps: int = Field(default=18, ge=1)
+    guidance: list[float] = Field(default=[1.0], min_length=1)
+    n: int = Field(default=2000, gt=0)
 
 
 class Suite(Strict):

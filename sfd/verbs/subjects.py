@@ -37,7 +37,7 @@ def kind_of(path: Path) -> str:
 
 
 def folder_for(path: Path) -> Path:
-    """Where an audit of `path` is left: in a run folder, an export or an audit's, else beside it."""
+    """Where an audit of `path` is left: in a run folder, an export or an old audit's, or beside."""
     names = ("student.safetensors", "audit.json", pipelines.OURS)
     ours = any((path / name).is_file() for name in names)
     full = path.resolve()
