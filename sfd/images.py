@@ -7,10 +7,12 @@ import re
 import struct
 import zipfile
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
@@ -178,10 +180,16 @@ def read_image(path: Path) -> np.ndarray:
     return array[..., None] if array.ndim == 2 else array
 
 
-def png_bytes(image: np.ndarray) -> bytes:
-    """One uint8 image `[H, W, C]` as PNG bytes."""
+def png_bytes(image: np.ndarray, text: Mapping[str, str] = {}) -> bytes:
+    """One uint8 image `[H, W, C]` as PNG bytes, with text chunks under the keywords of `text`."""
+    chunks = PngInfo()
+    for keyword, value in text.items():
+        # readers look for XMP in an international chunk alone
+        add = chunks.add_itxt if keyword.startswith("XML:") else chunks.add_text
+        add(keyword, value)
     buffer = io.BytesIO()
-    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(buffer, "PNG")
+    picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+    picture.save(buffer, "PNG", pnginfo=chunks)
     return buffer.getvalue()
 
 
