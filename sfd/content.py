@@ -183,7 +183,7 @@ def hash_json(data: Any) -> str:
 
 @contextmanager
 def atomic(path: Path) -> Iterator[BinaryIO]:
-    """A file to write so that whoever looks at `path` sees the old content or the new, never a part.
+    """A file to write so that whoever looks at `path` sees the old content or the new.
 
     Raises OSError (full disk, no permission); the old file is then untouched.
     """

@@ -87,7 +87,7 @@ def _leaked(report: Mapping[str, Any]) -> str:
             )
             continue
         lines.append(
-            f"- {found['label']}: at most **{_percent(found['upper'])}** of the kept images, that is"
+            f"- {found['label']}: at most **{_percent(found['upper'])}** of the kept images,"
             f" {bounds.images_of(found['upper'], kept):,} (95 %):"
         )
         lines += [f"  - {_detector(row, report['drawn'])}" for row in found["detectors"]]
@@ -130,9 +130,9 @@ def _private(report: Mapping[str, Any]) -> str:
             f"Refused: whatever lies nearer to one of {private['images']:,} private images than"
             f" {_percent(private['quantile'])} of these lie to each other (features"
             f" `{private['features']}`, radius {private['radius']:.4g}). {near:,} of"
-            f" {report['drawn']:,} images drawn did ({_percent(near / report['drawn'])}); a generator"
-            f" that had never seen them would lose about {_percent(private['quantile'])}. None that"
-            " was kept does, in these features; another matcher may see more.",
+            f" {report['drawn']:,} images drawn did ({_percent(near / report['drawn'])}); a"
+            f" generator that had never seen them would lose about {_percent(private['quantile'])}. None"
+            " that was kept does, in these features; another matcher may see more.",
         ]
     )
 
@@ -170,11 +170,11 @@ def _made(report: Mapping[str, Any]) -> str:
         [
             "## How it was made",
             "",
-            "`metadata.jsonl` has a line for each image: file, condition, seed, the detectors' scores"
-            " and the student's sha256. The same student draws the same image for a seed:"
-            " `sfd sample RUN OUT --n 1 --seed SEED`. Each PNG says that it is generated, in its text"
-            " chunks and as the IPTC's digital source type `trainedAlgorithmicMedia`; it carries no"
-            " C2PA signature, and a text chunk can be taken off.",
+            "`metadata.jsonl` has a line for each image: file, condition, seed, the detectors'"
+            " scores and the student's sha256. The same student draws the same image for a seed:"
+            " `sfd sample RUN OUT --n 1 --seed SEED`. Each PNG says that it is generated, in its"
+            " text chunks and as the IPTC's digital source type `trainedAlgorithmicMedia`; it carries"
+            " no C2PA signature, and a text chunk can be taken off.",
             "",
             f"    {json.dumps(said)}",
         ]

@@ -229,7 +229,7 @@ def _row(said: Mapping[str, Any], seed: int, attempt: int, seen: Seen, sha256: s
 
 
 def _lines(rows: Sequence[Row] | Iterator[Row]) -> str:
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    return "".join(json.dumps(row) + "\n" for row in rows)
 
 
 # --- the whole -----------------------------------------------------------------------------------
@@ -297,7 +297,7 @@ def _write_lines(path: Path, rows: Iterator[Row]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with content.atomic(path) as file:
         for row in rows:
-            file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
+            file.write((json.dumps(row) + "\n").encode())
 
 
 def remaining(layout: Layout, shard: tuple[int, int]) -> int:

@@ -58,7 +58,7 @@ class Detector:
 
 @dataclass(frozen=True)
 class Private:
-    """Images that none may come too near to: their features `[M, D]`, and the radius around each."""
+    """Images that none may come too near to: their features `[M, D]`, the radius around each."""
 
     extract: Extractor
     reference: np.ndarray

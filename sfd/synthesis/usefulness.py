@@ -42,9 +42,9 @@ def measure(
         sizes.append(len(images))
         _, card = calibrate.train_classifier(
             images, numbers, list(labels), name="usefulness", arch=ARCH, kwargs=KWARGS,
-            size=max(LEAST_SIDE, *images.shape[1:3]), epochs=epochs, seed=seed, shift=1.5, rotate=10,
-            scale=0.1, heldout=test, heldout_data="real images", data=name, licence="none",
-            device=device,
+            size=max(LEAST_SIDE, *images.shape[1:3]), epochs=epochs, seed=seed, shift=1.5,
+            rotate=10, scale=0.1, heldout=test, heldout_data="real images", data=name,
+            licence="none", device=device,
             progress=(lambda _, done, total, name=name: progress(f"train on {name}", done, total))
             if progress
             else None,

@@ -47,4 +47,4 @@ def _members(out: Path, rows: Iterator[dict[str, Any]]) -> Iterator[tuple[str, b
             yield f"{path.stem}.txt", row["text"].encode()
         else:
             yield f"{path.stem}.cls", str(row["condition"]).encode()
-        yield f"{path.stem}.json", json.dumps(row, ensure_ascii=False).encode()
+        yield f"{path.stem}.json", json.dumps(row).encode()

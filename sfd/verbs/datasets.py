@@ -6,8 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
-from sfd import concepts, configs, content, features, images, sample, teachers
+from sfd import (
+    classifiers,
+    concepts,
+    configs,
+    content,
+    features,
+    images,
+    sample,
+    teachers,
+)
 from sfd.concepts import AnyConcept, PromptConcept
 from sfd.eval import suites
 from sfd.eval.subjects import concepts_of
@@ -16,6 +26,7 @@ from sfd.synthesis import asked as asking
 from sfd.synthesis import bounds, dataset, screening, synthesize, usefulness
 from sfd.synthesis.asked import Asked
 from sfd.synthesis.dataset import Progress, Report
+from sfd.verbs.samples import prompts_of
 
 
 def synthesize_run(
@@ -42,8 +53,6 @@ def synthesize_run(
     `private` are images that none may come too near to, in `private_features` (default: the
     suite's). Raises ValueError in one line on anything that does not fit the student.
     """
-    if "/" in run.name or not run.exists():
-        raise ValueError(f"{run}: no such run folder or student's file")
     out = out.expanduser()
     student = sample.load(run, device, batch)
     gone = concepts_of(student.card)
@@ -92,8 +101,6 @@ def _judges(suite: suites.AnySuite | None, gone: Sequence[AnyConcept]) -> list[s
         names = [name for pair in suite.factors.values() for name in (pair.judge, pair.second)]
     else:
         names = [suite.judge, suite.second] if suite else []
-    from sfd import classifiers
-
     known = {name: classifiers.read_card(name).labels for name in names}
     wanted = {concept.label_name for concept in gone}
     chosen = [name for name, has in known.items() if wanted & set(has)]
@@ -118,8 +125,6 @@ def _asked(
         return asking.of_labels(student.labels, {**never, **forgotten}, labels, parts)
     if labels != "all" or balance:
         raise ValueError("this student is asked in words: use --prompts")
-    from sfd.verbs.samples import prompts_of
-
     words = prompts_of(prompts, prompt_list)
     texts = [c for c in gone if isinstance(c, PromptConcept)]
     return asking.of_prompts(words, [p for p in words if any(c.mentions(p) for c in texts)])
@@ -183,8 +188,6 @@ def add_usefulness(
 
     def of_teacher() -> usefulness.Labelled:
         ref = {k: v for k, v in student.card["teacher"].items() if k != "sha256"}
-        import torch
-
         teacher = teachers.load(**ref, device=torch.device(device))
         generate = sample.teacher_sampler(teacher, steps=steps)
         numbers = np.repeat(np.arange(len(labels)), each)
