@@ -131,8 +131,8 @@ def _private(report: Mapping[str, Any]) -> str:
             f" {_percent(private['quantile'])} of these lie to each other (features"
             f" `{private['features']}`, radius {private['radius']:.4g}). {near:,} of"
             f" {report['drawn']:,} images drawn did ({_percent(near / report['drawn'])}); a"
-            f" generator that had never seen them would lose about {_percent(private['quantile'])}. None"
-            " that was kept does, in these features; another matcher may see more.",
+            f" generator that had never seen them would lose about {_percent(private['quantile'])}."
+            " None that was kept does, in these features; another matcher may see more.",
         ]
     )
 
@@ -173,8 +173,8 @@ def _made(report: Mapping[str, Any]) -> str:
             "`metadata.jsonl` has a line for each image: file, condition, seed, the detectors'"
             " scores and the student's sha256. The same student draws the same image for a seed:"
             " `sfd sample RUN OUT --n 1 --seed SEED`. Each PNG says that it is generated, in its"
-            " text chunks and as the IPTC's digital source type `trainedAlgorithmicMedia`; it carries"
-            " no C2PA signature, and a text chunk can be taken off.",
+            " text chunks and as the IPTC's digital source type `trainedAlgorithmicMedia`; it"
+            " carries no C2PA signature, and a text chunk can be taken off.",
             "",
             f"    {json.dumps(said)}",
         ]

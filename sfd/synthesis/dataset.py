@@ -178,7 +178,9 @@ def _claim(layout: Layout, plan: dict[str, Any]) -> None:
                 )
         return
     for folder in (out, layout.quarantine):
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        # killed before its plan was written, it holds the hidden folder alone
+        strange = folder.is_dir() and any(path.name != HIDDEN for path in folder.iterdir())
+        if strange or folder.is_file():
             raise ValueError(f"{folder}: is there and holds no dataset begun here: name another")
     content.write_json(path, plan)
 

@@ -115,11 +115,11 @@ def draw(
     turn, stop = Lock(), Event()
 
     def fill(number: int) -> None:
-        _fill(
-            layout, number, asked, generate=generate, turn=turn, screen=screen, sha256=sha256,
-            seed=seed, tries=tries, batch=batch, keep_refused=keep_refused, stop=stop,
-            progress=progress,
+        tried = _tries(
+            layout.places(number), asked, generate=generate, turn=turn, screen=screen, seed=seed,
+            tries=tries, batch=batch, stop=stop, progress=progress,
         )  # fmt: skip
+        _fill(layout, number, tried, sha256, keep_refused)
 
     threads = torch.get_num_threads()
     # toggled by judges, seen by all threads: the same for every image, whoever is at work
@@ -140,87 +140,107 @@ def draw(
             torch.set_num_threads(threads)
 
 
-def _fill(
-    layout: Layout,
-    number: int,
+@dataclass(frozen=True)
+class _Tried:
+    """One image, drawn and looked at."""
+
+    place: int
+    attempt: int
+    seed: int
+    fields: Mapping[str, Any]
+    picture: np.ndarray
+    seen: Seen
+
+
+def _tries(
+    places: np.ndarray,
     asked: Asked,
     *,
     generate: Generate,
     turn: Lock,
     screen: Screen,
-    sha256: str,
     seed: int,
     tries: int,
     batch: int,
-    keep_refused: bool,
     stop: Event,
     progress: Callable[[int], None] | None,
+) -> Iterator[_Tried]:
+    """Every place is tried until it is clean, at most `tries` times."""
+    for attempt in range(tries):
+        again: list[int] = []
+        for start in range(0, len(places), batch):
+            if stop.is_set():
+                raise _Halted
+            part = places[start : start + batch]
+            numbers, rows = asking.seeds(seed, part, attempt), asked.rows(part)
+            with turn:
+                pictures = generate([asked.conditions[i] for i in rows], numbers)
+            for i, seen in enumerate(screen(pictures)):
+                place = int(part[i])
+                again += [place] if seen.reasons else []
+                yield _Tried(
+                    place, attempt, int(numbers[i]), asked.fields[rows[i]], pictures[i], seen
+                )
+            if progress and not attempt:
+                progress(len(part))
+        if not again:
+            return
+        places = np.array(again)
+
+
+def _fill(
+    layout: Layout, number: int, tried: Iterator[_Tried], sha256: str, keep_refused: bool
 ) -> None:
-    """One folder: every place is tried until it is clean, at most `tries` times."""
+    """One folder from its images; it appears by being renamed, whole."""
     final = layout.folder(number)
     growing, aside = final.with_name(f".{final.name}.tmp"), layout.quarantine / final.name
     for folder in (growing, aside):
         shutil.rmtree(folder, ignore_errors=True)
     kept: dict[int, Row] = {}
     refused: list[Row] = []
-    reason = ""
     try:
         growing.mkdir(parents=True)
-        places = layout.places(number)
-        for attempt in range(tries):
-            again = []
-            for start in range(0, len(places), batch):
-                if stop.is_set():
-                    raise _Halted
-                part = places[start : start + batch]
-                numbers, rows = asking.seeds(seed, part, attempt), asked.rows(part)
-                with turn:
-                    pictures = generate([asked.conditions[i] for i in rows], numbers)
-                clean = np.ones(len(part), bool)
-                for i, seen in enumerate(screen(pictures)):
-                    place, said = int(part[i]), asked.fields[rows[i]]
-                    row = _row(said, int(numbers[i]), attempt, seen, sha256)
-                    png = images.png_bytes(pictures[i], mark(row["seed"], row["condition"], sha256))
-                    if not seen.reasons:
-                        name = f"{place:08d}.png"
-                        (growing / name).write_bytes(png)
-                        kept[place] = {"file_name": name, **row}
-                        continue
-                    clean[i], reason = False, seen.reasons[0]
-                    named: Row = {"place": place, **row}
-                    if keep_refused:
-                        aside.mkdir(parents=True, exist_ok=True)
-                        name = f"{place:08d}-{attempt}.png"
-                        (aside / name).write_bytes(png)
-                        named = {"file_name": f"{final.name}/{name}", **named}
-                    refused.append(named)
-                again.append(part[~clean])
-                if progress and not attempt:
-                    progress(len(part))
-            places = np.concatenate(again)
-            if not len(places):
-                break
+        for one in tried:
+            row = _row(one, sha256)
+            if not one.seen.reasons:
+                name = f"{one.place:08d}.png"
+                (growing / name).write_bytes(_png(one, sha256))
+                kept[one.place] = {"file_name": name, **row}
+                continue
+            named: Row = {"place": one.place, **row}
+            if keep_refused:
+                name = f"{one.place:08d}-{one.attempt}.png"
+                aside.mkdir(parents=True, exist_ok=True)
+                (aside / name).write_bytes(_png(one, sha256))
+                named = {"file_name": f"{final.name}/{name}", **named}
+            refused.append(named)
         (growing / META).write_text(_lines(kept[place] for place in sorted(kept)))
         content.write_atomic(layout.refused(number), _lines(refused))
         growing.rename(final)
     finally:
         shutil.rmtree(growing, ignore_errors=True)
     if not kept:
-        raise ValueError(_nothing_clean(layout, len(refused), reason))
+        raise ValueError(_nothing_clean(layout, refused))
 
 
-def _nothing_clean(layout: Layout, refused: int, reason: str) -> str:
+def _png(one: _Tried, sha256: str) -> bytes:
+    return images.png_bytes(one.picture, mark(one.seed, one.fields["condition"], sha256))
+
+
+def _nothing_clean(layout: Layout, refused: Sequence[Row]) -> str:
+    last = f" ({refused[-1]['reasons'][0]})" if refused else ""
     return (
-        f"none of {refused:,} images of a folder was clean (the last: {reason}); see"
-        f" {layout.quarantine}, and start over in another folder with another detector or student"
+        f"not one image of a folder was clean{last}; see {layout.quarantine}, and start over in"
+        " another folder with another detector or student"
     )
 
 
-def _row(said: Mapping[str, Any], seed: int, attempt: int, seen: Seen, sha256: str) -> Row:
+def _row(one: _Tried, sha256: str) -> Row:
+    seen = one.seen
     return {
-        **said,
-        "seed": seed,
-        "attempt": attempt,
+        **one.fields,
+        "seed": one.seed,
+        "attempt": one.attempt,
         "verdict": "refused" if seen.reasons else "clean",
         **({"reasons": list(seen.reasons)} if seen.reasons else {}),
         "scores": seen.scores,
@@ -244,9 +264,8 @@ def merge(layout: Layout) -> bool:
         return False
     if not layout.finished:
         try:
-            empty = not any(_rows_of_folders(layout))
-            if empty:
-                raise ValueError(_nothing_clean(layout, 0, "see its list"))
+            if not any(_rows_of_folders(layout)):
+                raise ValueError(_nothing_clean(layout, []))
             _write_lines(layout.quarantine / META, _refused_rows(layout))
             _write_lines(layout.out / META, _rows_of_folders(layout))
         except FileNotFoundError:
