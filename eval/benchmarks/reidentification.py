@@ -4,7 +4,7 @@
 RESULT.json]`; TRAIN and TEST are labelled real images (`digits_data.py` writes them).
 
 The first images of TRAIN are private. Two generators: the student, and one of whose images a share
-are copies of private ones, moved by a pixel and noised, as of a generator that has memorised. The
+are copies of private ones, in another light and noised, as of a generator that has memorised. The
 filter looks in `--features`. The attacker matches in another network's (`--matcher`): an image is
 re-identified if it is nearer to a private one than all but 1 % of TEST are, so 1 % is what chance
 gives. Counts are of drawn images before the filter, and of those it kept.
@@ -73,14 +73,13 @@ def is_copy(seeds: np.ndarray) -> np.ndarray:
 
 
 def memorising(raw, seeds):
-    """The student, but for a share of seeds that give a private image again, moved and noised."""
+    """The student, but for a share of seeds that give a private image again, lit and noised."""
     drawn = student.sample(raw, seeds)
     which = (noise.uniform(("reidentification", "which"), seeds) * len(secret)).astype(int)
     grain = noise.normal(("reidentification", "grain"), seeds, drawn.shape[1:])
-    moves = (noise.uniform(("reidentification", "move"), seeds) * 4).astype(int)
+    light = 0.8 + 0.4 * noise.uniform(("reidentification", "light"), seeds)
     for i in np.flatnonzero(is_copy(seeds)):
-        moved = np.roll(secret[which[i]], (1, -1)[moves[i] % 2], axis=moves[i] // 2)
-        drawn[i] = (moved + 8 * grain[i]).clip(0, 255)
+        drawn[i] = (light[i] * secret[which[i]] + 8 * grain[i]).clip(0, 255)
     return drawn
 
 

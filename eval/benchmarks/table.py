@@ -81,21 +81,20 @@ def synthetic() -> str:
         for name in ("synthesize", "usefulness", "reidentification")
     )
     lines = ["| trained on | right on real digits |", "|---|---|"]
+    peaks = [f"{mib:,.0f} MiB for {int(n):,}" for n, mib in cost["peak_memory_MiB"].items()]
     for kind, row in useful["pooled"].items():
         low, high = row["ci95"]
         lines.append(
             f"| {useful['images']:,} {kind} | {row['k'] / row['n']:.1%} {_ci(low, high)} |"
         )
-    speed, ratio, memory = (
-        cost[k] for k in ("images_per_second", "ratio_to_bare", "peak_memory_MiB")
-    )
+    speed, ratio = cost["images_per_second"], cost["ratio_to_bare"]
     said = [
         f"`{useful['student']}`, {len(useful['seeds'])} classifiers of each kind.",
         f"On {cost['cores']} shared cores (load {cost['load_average']:.1f}) bare sampling draws"
         f" {speed['bare']:,.0f} images a second; drawn, screened by one detector and written they"
         f" are {speed['one detector']:,.0f} ({ratio['one detector']:.2f} times; written without"
-        f" screening {ratio['bare, written']:.2f}), by two {speed['two detectors']:,.0f}. Peak memory:"
-        f" {', '.join(f'{mib:,.0f} MiB for {int(n):,} images' for n, mib in memory.items())}.",
+        f" screening {ratio['bare, written']:.2f}), by two {speed['two detectors']:,.0f}. Peak"
+        f" memory: {', '.join(peaks)} images.",
     ]
     rows = [
         "| generator | refused if nearer than | re-identified before | after | copies refused |",
@@ -103,7 +102,7 @@ def synthetic() -> str:
     ]
     names = {
         "student_itself": "the student",
-        "memorising": f"{private['copies']:.0%} of its images are moved, noised private ones",
+        "memorising": f"{private['copies']:.0%} of its images are private ones, relit and noised",
     }
     for who, name in names.items():
         for row in private[who]:

@@ -1,5 +1,6 @@
 """The command that makes datasets: synthesize."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -29,11 +30,13 @@ def synthesize(
     ] = None,
     private_quantile: Annotated[
         float, typer.Option(help="Share of them that lie nearer to each other than is allowed.")
-    ] = 0.01,
+    ] = 0.05,
     n: Annotated[int, typer.Option(min=1, help="Images.")] = 1000,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     tries: Annotated[int, typer.Option(min=1, max=256, help="Of each place, at most.")] = 20,
-    shard: Annotated[str, typer.Option(help="This process's share, such as 0/4.")] = "0/1",
+    shard: Annotated[
+        str | None, typer.Option(help="This process's share, such as 0/4 (default: a launch's).")
+    ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Images drawn at once.")] = 250,
     folder: Annotated[int, typer.Option(min=1, help="Images between commits.")] = 1000,
     keep_quarantine: Annotated[
@@ -58,6 +61,8 @@ def synthesize(
     from sfd.synthesis import webdataset as tars
 
     given = {"n": n, "seed": seed} | _numbers(words or [])
+    rank, size = (os.environ.get(name, d) for name, d in (("RANK", "0"), ("WORLD_SIZE", "1")))
+    shard = shard or f"{rank}/{size}"
     where = str(jobs.device_of(device))
     folder_of = Path(out).expanduser()
     with progress_bars() as progress:

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -77,8 +78,12 @@ def synthesize(
         if progress:
             progress("synthesize", done, total)
 
+    turn = Lock()
+    # judges switch settings of cudnn that every thread sees, which would show in the images' bytes
+    alone = turn if plan["device"] == "cuda" else None
     folders.draw(
-        layout, asked, generate=student.sample, screen=screening.screen(detectors, private),
+        layout, asked, generate=student.sample, turn=turn,
+        screen=screening.screen(detectors, private, alone),
         sha256=student.sha256, seed=seed, tries=tries, batch=batch, keep_refused=keep_refused,
         shard=shard, workers=workers, progress=count,
     )  # fmt: skip
@@ -167,21 +172,23 @@ def _student(student: Student) -> dict[str, Any]:
 
 def _claim(layout: Layout, plan: dict[str, Any]) -> None:
     """Make the folder this plan's. Raises ValueError if it is another's."""
-    out, path = layout.out, layout.out / HIDDEN / "plan.json"
+    path, strange = layout.out / HIDDEN / "plan.json", None
+    for folder in (layout.out, layout.quarantine):
+        # killed before its plan was written, it holds the hidden folder alone
+        foreign = folder.is_dir() and any(entry.name != HIDDEN for entry in folder.iterdir())
+        strange = folder if foreign or folder.is_file() else strange
+    # only now: another process may have written the plan and begun since
     if path.is_file():
         theirs = checkpoints.read_json(path)
         for key in plan:
             if plan[key] != theirs.get(key):
                 raise ValueError(
-                    f"{out}: was begun with {key} {_short(theirs.get(key))}, not"
+                    f"{layout.out}: was begun with {key} {_short(theirs.get(key))}, not"
                     f" {_short(plan[key])}: say the same again, or name another folder"
                 )
         return
-    for folder in (out, layout.quarantine):
-        # killed before its plan was written, it holds the hidden folder alone
-        strange = folder.is_dir() and any(path.name != HIDDEN for path in folder.iterdir())
-        if strange or folder.is_file():
-            raise ValueError(f"{folder}: is there and holds no dataset begun here: name another")
+    if strange is not None:
+        raise ValueError(f"{strange}: is there and holds no dataset begun here: name another")
     content.write_json(path, plan)
 
 

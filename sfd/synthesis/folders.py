@@ -94,6 +94,7 @@ def draw(
     asked: Asked,
     *,
     generate: Generate,
+    turn: Lock,
     screen: Screen,
     sha256: str,
     seed: int,
@@ -106,13 +107,13 @@ def draw(
 ) -> None:
     """Draw the missing folders of shard (i, k): those whose number is i modulo k.
 
-    Each worker fills a folder of its own, so that one generates while another screens; what a
-    folder holds depends on its number alone. `progress` hears of places tried for the first time.
-    Raises ValueError where nothing in a folder is clean, OSError on a full disk; what is there
-    stays.
+    Each worker fills a folder of its own, so that one generates (which is its `turn`) while another
+    screens; what a folder holds depends on its number alone. `progress` hears of places tried for
+    the first time. Raises ValueError where nothing in a folder is clean, OSError on a full disk;
+    what is there stays.
     """
     mine = [i for i in layout.missing() if i % shard[1] == shard[0]]
-    turn, stop = Lock(), Event()
+    stop = Event()
 
     def fill(number: int) -> None:
         tried = _tries(
@@ -122,12 +123,10 @@ def draw(
         _fill(layout, number, tried, sha256, keep_refused)
 
     threads = torch.get_num_threads()
-    # toggled by judges, seen by all threads: the same for every image, whoever is at work
-    exact = torch.backends.cudnn.flags(benchmark=False, deterministic=True, allow_tf32=False)
     pool = ThreadPoolExecutor(
         workers, initializer=torch.set_num_threads, initargs=(max(1, threads // workers),)
     )
-    with exact, pool:
+    with pool:
         futures = [pool.submit(fill, number) for number in mine]
         try:
             done, _ = wait(futures, return_when=FIRST_EXCEPTION)

@@ -1,6 +1,7 @@
 """Who looks at each image before it is kept, and what is refused."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any
@@ -80,9 +81,16 @@ Screen = Callable[[np.ndarray], list[Seen]]
 """uint8 images `[N, H, W, C]` -> what each showed."""
 
 
-def screen(detectors: Sequence[Detector], private: Private | None) -> Screen:
-    """Every detector looks at every image, and so does the private set; one at a time each."""
-    locks = [Lock() for _ in (*detectors, private)]
+def screen(
+    detectors: Sequence[Detector],
+    private: Private | None,
+    turn: AbstractContextManager[Any] | None = None,
+) -> Screen:
+    """Every detector looks at every image, and so does the private set; one at a time each.
+
+    All of them wait for `turn`, where one is given.
+    """
+    locks = [turn or Lock() for _ in (*detectors, private)]
 
     def look(images: np.ndarray) -> list[Seen]:
         columns = []

@@ -41,7 +41,7 @@ def synthesize_run(
     detectors: Sequence[str] = (),
     private: str | None = None,
     private_features: str | None = None,
-    private_quantile: float = 0.01,
+    private_quantile: float = 0.05,
     shard: str = "0/1",
     batch: int = dataset.BATCH,
     device: str = "cpu",
