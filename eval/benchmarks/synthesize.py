@@ -1,8 +1,8 @@
 """Screened images a second against bare sampling, and the memory of small and large datasets.
 
 `python eval/benchmarks/synthesize.py RUN [--detector digits] [--images 2000] [--rounds 5]
-[--large 20000] [--out RESULT.json]`; all sides take turns in one process, medians over the rounds;
-memory is the peak of a process of its own for each size.
+[--large 20000] [--where FOLDER --about memory] [--out RESULT.json]`;
+all sides take turns in one process, medians over the rounds; memory is the peak of a process of its own for each size.
 """
 
 import argparse
@@ -41,6 +41,8 @@ parser.add_argument("--images", type=int, default=2000)
 parser.add_argument("--rounds", type=int, default=5)
 parser.add_argument("--small", type=int, default=1000)
 parser.add_argument("--large", type=int, default=20000)
+parser.add_argument("--where", help="folder to write to; one in memory leaves the disk out")
+parser.add_argument("--about", default="disk", help="what kind of folder that is")
 parser.add_argument("--out", type=Path)
 arguments = parser.parse_args()
 
@@ -88,14 +90,14 @@ busy: dict[str, list[float]] = {name: [] for name in sides}
 bare(Path())
 for _ in range(arguments.rounds):
     for name, work in sides.items():
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory(dir=arguments.where) as folder:
             start, before = time.perf_counter(), time.process_time()
             work(Path(folder))
             wall[name].append(time.perf_counter() - start)
             busy[name].append(time.process_time() - before)
 peak = {}
 for n in (arguments.small, arguments.large):
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=arguments.where) as folder:
         words = [sys.executable, "-c", PEAK, arguments.run, f"{folder}/set", str(n)]
         done = subprocess.run(
             [*words, arguments.detector], capture_output=True, text=True, check=True
@@ -109,6 +111,7 @@ result = {
     "detectors": [detector.name for detector in detectors],
     "images": arguments.images,
     "rounds": arguments.rounds,
+    "written_to": arguments.about,
     "images_per_second": {name: arguments.images / seconds for name, seconds in median.items()},
     "ratio_to_bare": {name: median["bare"] / seconds for name, seconds in median.items()},
     "ratio_to_bare_written": {
