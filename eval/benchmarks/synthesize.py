@@ -2,7 +2,8 @@
 
 `python eval/benchmarks/synthesize.py RUN [--detector digits] [--images 2000] [--rounds 5]
 [--large 20000] [--where FOLDER --about memory] [--out RESULT.json]`;
-all sides take turns in one process, medians over the rounds; memory is the peak of a process of its own for each size.
+all sides take turns in one process, medians over the rounds; memory is the peak of a process of its
+own for each size.
 """
 
 import argparse
