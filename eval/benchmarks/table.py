@@ -97,8 +97,8 @@ def synthetic() -> str:
         f" second; drawn, screened by one detector and written they are"
         f" {speed['one detector']:,.0f} ({ratio['one detector']:.2f} times; with one worker"
         f" {ratio['one detector, one worker']:.2f}, written without screening"
-        f" {ratio['bare, written']:.2f}), by two detectors {speed['two detectors']:,.0f}.{short} Peak"
-        f" memory: {', '.join(peaks)} images.",
+        f" {ratio['bare, written']:.2f}), by two detectors {speed['two detectors']:,.0f}.{short}"
+        f" Peak memory: {', '.join(peaks)} images.",
     ]
     rows = [
         "| generator | refused if nearer than | re-identified before | after | copies refused |",
