@@ -1,7 +1,9 @@
-"""The verbs beside the main job: audits of files, samples, plans, references, checks, listings."""
+"""The verbs beside the main job: audits of files, samples, datasets, plans, references,
+checks, listings."""
 
 from sfd.verbs.audits import audit_file, run_controls
 from sfd.verbs.checks import check_job, validate
+from sfd.verbs.datasets import add_review, add_usefulness, synthesize_run, write_review
 from sfd.verbs.listings import citations, listing
 from sfd.verbs.plans import plan_audit, plan_run
 from sfd.verbs.references import write_reference
@@ -9,6 +11,8 @@ from sfd.verbs.reviews import read_review
 from sfd.verbs.samples import prompts_of, sample_labels, sample_prompts
 
 __all__ = [
+    "add_review",
+    "add_usefulness",
     "audit_file",
     "check_job",
     "citations",
@@ -20,6 +24,8 @@ __all__ = [
     "run_controls",
     "sample_labels",
     "sample_prompts",
+    "synthesize_run",
     "validate",
     "write_reference",
+    "write_review",
 ]
