@@ -1,6 +1,7 @@
 """One-step generators that have forgotten a concept, and an audit that proves it.
 
-`run(recipe)` is the main job, `load(path)` gives a student to sample from, `audit(path)` audits it.
+`run(recipe)` is the main job, `load(path)` gives a student to sample from, `audit(path)` audits
+it, `synthesize(path, out)` draws a screened dataset of it.
 The other names are the contracts that your own pieces keep.
 """
 
@@ -8,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sfd.api import audit, run
+    from sfd.api import audit, run, synthesize
     from sfd.concepts import Concept
     from sfd.forgetting import Batch, Rule
     from sfd.objectives import Draw, Phase
@@ -22,6 +23,7 @@ _HOMES = {
     "run": "sfd.api",
     "load": "sfd.sample",
     "audit": "sfd.api",
+    "synthesize": "sfd.api",
     "Student": "sfd.sample",
     "Teacher": "sfd.teachers",
     "Concept": "sfd.concepts",
@@ -45,6 +47,7 @@ __all__ = [
     "audit",
     "load",
     "run",
+    "synthesize",
 ]
 
 

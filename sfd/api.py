@@ -99,3 +99,14 @@ def audit(
         )  # fmt: skip
     report.write(folder)
     return result
+
+
+def synthesize(path: str | Path, out: str | Path, *, n: int, device: str | None = None,
+               **options: Any) -> dict[str, Any] | None:  # fmt: skip
+    """A safe synthetic dataset of a run folder or a student's file, in the folder `out`.
+
+    `options` are those of the command, as `verbs.synthesize_run` takes them. Its report, or None
+    while other shards are missing.
+    """
+    where = str(jobs.device_of(device))
+    return verbs.synthesize_run(Path(path), Path(out), n=n, device=where, **options)[1]

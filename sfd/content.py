@@ -4,9 +4,10 @@ import difflib
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import pydantic
 import yaml
@@ -180,8 +181,9 @@ def hash_json(data: Any) -> str:
     return sha256(json.dumps(data, sort_keys=True, separators=(",", ":")).encode())
 
 
-def write_atomic(path: Path, data: bytes | str) -> None:
-    """Write a file so that whoever looks sees the old content or the new, never a part.
+@contextmanager
+def atomic(path: Path) -> Iterator[BinaryIO]:
+    """A file to write so that whoever looks at `path` sees the old content or the new.
 
     Raises OSError (full disk, no permission); the old file is then untouched.
     """
@@ -189,12 +191,18 @@ def write_atomic(path: Path, data: bytes | str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
-            file.write(data.encode() if isinstance(data, str) else data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_atomic(path: Path, data: bytes | str) -> None:
+    """Write a file at once, as `atomic` does."""
+    with atomic(path) as file:
+        file.write(data.encode() if isinstance(data, str) else data)
 
 
 def write_json(path: Path, data: Any) -> None:

@@ -8,11 +8,12 @@ import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 SHEET = "sheet.png"
@@ -22,8 +23,9 @@ SHEET = "sheet.png"
 def read_labelled(source: str) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Labelled images: uint8 `[N, H, W, C]`, int64 labels `[N]`, and a name for each label.
 
-    `source` is an image folder with one subfolder per class (sorted names are the labels), an
-    `.npz` with `images` and `labels`, or idx files as `FOLDER:PREFIX` for
+    `source` is an image folder with one subfolder per class (sorted names are the labels), one with
+    a `metadata.jsonl` of `file_name` and `label` (what `sfd synthesize` writes), an `.npz` with
+    `images` and `labels`, or idx files as `FOLDER:PREFIX` for
     `FOLDER/PREFIX-images-idx3-ubyte[.gz]` and its labels. Raises ValueError, in one line, on
     anything missing, empty, truncated or of unequal shape.
     """
@@ -32,7 +34,8 @@ def read_labelled(source: str) -> tuple[np.ndarray, np.ndarray, list[str]]:
     if folder and not path.exists():
         images, labels = _read_idx(Path(folder).expanduser(), prefix)
     elif path.is_dir():
-        return _read_folder(path)
+        listed = (path / "metadata.jsonl").is_file()
+        return _read_listed(path) if listed else _read_folder(path)
     elif path.suffix == ".npz" and path.exists():
         images, labels = _read_npz(path)
     else:
@@ -64,7 +67,7 @@ def read_captioned(source: str) -> tuple[np.ndarray, list[str]]:
     """
     path = Path(source).expanduser()
     if path.is_dir():
-        images, captions = _read_metadata(path)
+        images, captions = _read_metadata(path, "text")
     elif path.suffix == ".npz" and path.exists():
         images, captions = _read_npz(path, "captions")
         captions = [str(text) for text in captions]
@@ -78,23 +81,31 @@ def read_captioned(source: str) -> tuple[np.ndarray, list[str]]:
     return images, captions
 
 
-def _read_metadata(folder: Path) -> tuple[np.ndarray, list[str]]:
+def _read_listed(folder: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    images, found = _read_metadata(folder, "label")
+    if not found:
+        raise ValueError(f"{folder}: no images in it")
+    names = sorted(set(found))
+    return images, np.array([names.index(name) for name in found]), names
+
+
+def _read_metadata(folder: Path, key: str) -> tuple[np.ndarray, list[str]]:
     path = folder / "metadata.jsonl"
     if not path.is_file():
-        raise ValueError(f"{folder}: no metadata.jsonl in it (lines of file_name and text)")
-    images, captions = [], []
+        raise ValueError(f"{folder}: no metadata.jsonl in it (lines of file_name and {key})")
+    images, said = [], []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         try:
             row = json.loads(line)
-            name, text = row["file_name"], row["text"]
+            name, text = row["file_name"], row[key]
         except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}, line {number}: needs file_name and text: {error}") from None
+            raise ValueError(f"{path}, line {number}: needs file_name and {key}: {error}") from None
         images.append(read_image(folder / name))
-        captions.append(str(text))
+        said.append(str(text))
     shapes = {image.shape for image in images}
     if len(shapes) > 1:
         raise ValueError(f"{folder}: images of different shapes: {sorted(shapes)[:3]}; resize them")
-    return np.stack(images) if images else np.zeros((0, 1, 1, 1), np.uint8), captions
+    return np.stack(images) if images else np.zeros((0, 1, 1, 1), np.uint8), said
 
 
 def _read_idx(folder: Path, prefix: str) -> tuple[np.ndarray, np.ndarray]:
@@ -267,10 +278,16 @@ def read_image(path: Path) -> np.ndarray:
     return array[..., None] if array.ndim == 2 else array
 
 
-def png_bytes(image: np.ndarray) -> bytes:
-    """One uint8 image `[H, W, C]` as PNG bytes."""
+def png_bytes(image: np.ndarray, text: Mapping[str, str] = {}) -> bytes:
+    """One uint8 image `[H, W, C]` as PNG bytes, with text chunks under the keywords of `text`."""
+    chunks = PngInfo()
+    for keyword, value in text.items():
+        # readers look for XMP in an international chunk alone
+        add = chunks.add_itxt if keyword.startswith("XML:") else chunks.add_text
+        add(keyword, value)
     buffer = io.BytesIO()
-    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(buffer, "PNG")
+    picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+    picture.save(buffer, "PNG", pnginfo=chunks)
     return buffer.getvalue()
 
 

@@ -415,11 +415,10 @@ def audit_subject(
     `gold` is the run folder or file of a student that never knew the concepts; by default the
     finished run of `<teacher>-gold`, if it is there and the suite attacks.
     """
-    rival = None
     if teacher:
         teachers.set_precision(teacher.denoiser, "fp32")
-        if isinstance(suite, suites.Suite) and suite.attacks:
-            rival = _gold_of(subject, teacher, gold, device)
+    attacked = isinstance(suite, suites.Suite) and suite.attacks
+    rival = _gold_of(subject, teacher, gold, device) if teacher and attacked else None
     return audit(
         subject, suite, teacher, folder, device=str(device), gold=rival, controls=controls,
         review=review, progress=progress,

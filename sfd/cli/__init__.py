@@ -9,7 +9,7 @@ from typing import NoReturn
 
 import typer
 
-from sfd.cli import auditing, looking, measuring, running
+from sfd.cli import auditing, datasets, looking, measuring, running
 
 # threads that wait must sleep: on a shared machine spinning ones collapse
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -27,6 +27,7 @@ for command in (
     running.train,
     running.pretrain,
     running.sample,
+    datasets.synthesize,
     auditing.audit,
     auditing.compare,
     running.plan,

@@ -1,7 +1,9 @@
-"""The verbs beside the main job: audits of files, samples, plans, references, checks, listings."""
+"""The verbs beside the main job: audits of files, samples, datasets, plans, references,
+checks, listings."""
 
 from sfd.verbs.audits import audit_file, audit_function, run_controls
 from sfd.verbs.checks import check_job, validate
+from sfd.verbs.datasets import add_review, add_usefulness, synthesize_run, write_review
 from sfd.verbs.listings import citations, listing
 from sfd.verbs.plans import plan_audit, plan_run
 from sfd.verbs.references import write_reference
@@ -10,6 +12,8 @@ from sfd.verbs.samples import prompts_of, sample_labels, sample_prompts
 from sfd.verbs.subjects import asked_of, folder_for
 
 __all__ = [
+    "add_review",
+    "add_usefulness",
     "asked_of",
     "audit_file",
     "audit_function",
@@ -24,6 +28,8 @@ __all__ = [
     "run_controls",
     "sample_labels",
     "sample_prompts",
+    "synthesize_run",
     "validate",
     "write_reference",
+    "write_review",
 ]

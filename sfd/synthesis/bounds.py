@@ -1,0 +1,149 @@
+"""What may have leaked past the screening: counts in, upper ends out."""
+
+import csv
+import heapq
+import io
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sfd import metrics, noise
+
+LEVEL = 0.95
+COLUMNS = ("file_name", "found")
+ANSWERS = {"yes": True, "y": True, "1": True, "true": True}
+ANSWERS |= {"no": False, "n": False, "0": False, "false": False, "": None}
+
+
+def leak_upper(
+    called: int, missing: int, drawn: int, kept: int, sensitivity: tuple[int, int], level: float
+) -> float:
+    """Upper end of the share of the kept images that show what a detector looked for.
+
+    Of `drawn` images it called `called`, `missing` were not judged and `kept` were kept, all of
+    them uncalled. With r the upper end of (called + missing) / drawn and s the lower end of its
+    sensitivity (hits, images), at most r / s of the images drawn show it, and at most
+    (1 - s) r / s of them uncalled: (1 - s) r / s * drawn / kept of the kept. Not one false positive
+    is excused. Both ends are of `level`, two-sided, so that together they miss in at most
+    1 - level. Raises ValueError on impossible counts, or where nothing was kept.
+    """
+    if not 0 < kept <= drawn:
+        raise ValueError(f"kept={kept}, drawn={drawn}: a share of the kept needs some")
+    high = metrics.missing_bounds(called, drawn, missing, level)[1]
+    low = metrics.rate_interval(*sensitivity, level)[0]
+    return min(1.0, (1 - low) * high / low * drawn / kept) if low else 1.0
+
+
+def leaked(
+    detectors: Sequence[Mapping[str, Any]],
+    reasons: Mapping[str, int],
+    *,
+    drawn: int,
+    kept: int,
+    unjudged: str,
+) -> list[dict[str, Any]]:
+    """For each label looked for, what every detector of it found, and the least upper end.
+
+    `detectors` as `screening.described` gives them, `reasons` counts the refused by reason. An
+    image that passed all of them passed each, so the best bound holds; each is of a level that
+    allows for the choice. A detector never measured bounds nothing.
+    """
+    out = []
+    for label in dict.fromkeys(label for d in detectors for label in d["labels"]):
+        looking = [d for d in detectors if label in d["labels"]]
+        measured = sum(label in d["sensitivity"] for d in looking)
+        rows = []
+        for d in looking:
+            called = reasons.get(f"{d['name']}: {label}", 0)
+            missing = reasons.get(f"{d['name']}: {unjudged}", 0)
+            row = {"detector": d["name"], "called": called, "not_judged": missing}
+            row |= {"sensitivity": d["sensitivity"].get(label), "upper": None}
+            if row["sensitivity"] and kept:
+                level = 1 - (1 - LEVEL) / measured
+                sure = tuple(row["sensitivity"])
+                row["upper"] = leak_upper(called, missing, drawn, kept, sure, level)
+            rows.append(row)
+        uppers = [row["upper"] for row in rows if row["upper"] is not None]
+        out.append({"label": label, "detectors": rows, "upper": min(uppers, default=None)})
+    return out
+
+
+# --- the reviewed sample -------------------------------------------------------------------------
+
+
+def drawn_for_review(names: Iterable[tuple[str, int]], key: str, count: int) -> list[str]:
+    """The `count` file names of a random sample of the kept, sorted; the same for the same dataset.
+
+    `names` are (file name, place) of every kept image, in any order, streamed. A larger sample
+    holds the smaller.
+    """
+    chosen = heapq.nsmallest(count, _ranked(names, ("review", key)))
+    return sorted(name for _, name in chosen)
+
+
+def _ranked(
+    names: Iterable[tuple[str, int]], key: tuple[object, ...]
+) -> Iterator[tuple[float, str]]:
+    block: list[tuple[str, int]] = []
+
+    def rank() -> Iterator[tuple[float, str]]:
+        numbers = noise.uniform(key, np.array([place for _, place in block], np.int64))
+        yield from zip(numbers.tolist(), [name for name, _ in block], strict=True)
+
+    for entry in names:
+        block.append(entry)
+        if len(block) == 1000:
+            yield from rank()
+            block = []
+    if block:
+        yield from rank()
+
+
+def review_csv(names: Sequence[str]) -> str:
+    """A table for people to fill: `found` is yes or no."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerows([COLUMNS, *((name, "") for name in names)])
+    return out.getvalue()
+
+
+def read_review(path: Path) -> dict[str, bool | None]:
+    """File name to what was found; None where nobody looked. Raises ValueError in one line."""
+    try:
+        rows = list(csv.reader(path.read_text(encoding="utf-8-sig").splitlines()))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path}: cannot be read: {error}") from None
+    if not rows or tuple(rows[0][:2]) != COLUMNS:
+        raise ValueError(f"{path}: its first line must be {','.join(COLUMNS)}")
+    found: dict[str, bool | None] = {}
+    for number, row in enumerate(rows[1:], 2):
+        answer = row[1].strip().lower() if len(row) > 1 else ""
+        if answer not in ANSWERS or row[0] in found:
+            raise ValueError(f"{path}, line {number}: each image once, found is yes or no")
+        found[row[0]] = ANSWERS[answer]
+    return found
+
+
+def reviewed(answers: Mapping[str, bool | None], sample: Sequence[str]) -> dict[str, Any]:
+    """The rate that people found in a random sample of the kept, with its interval.
+
+    It trusts no detector; an image without an answer counts for and against. Raises ValueError
+    unless `answers` are of exactly the sample.
+    """
+    if not answers or set(answers) != set(sample):
+        raise ValueError(
+            f"the review has {len(answers)} images that are not the random sample of this dataset:"
+            " have it written by --review, and answer every line of it"
+        )
+    found = sum(answer is True for answer in answers.values())
+    missing = sum(answer is None for answer in answers.values())
+    low, high = metrics.missing_bounds(found, len(answers), missing)
+    return {"found": found, "n": len(answers), "not_looked_at": missing, "ci95": [low, high]}
+
+
+def images_of(share: float, kept: int) -> int:
+    """How many images a share of the kept is, rounded up."""
+    return math.ceil(share * kept)

@@ -1,0 +1,185 @@
+"""The dataset's card: what it is, what was refused, and what may have leaked."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from sfd.synthesis import bounds
+
+ROWS = 100
+"""Conditions up to which the card has a table of them."""
+
+
+def text(report: Mapping[str, Any]) -> str:
+    """README.md of a dataset, the same for the same report."""
+    parts = [_front(report), _head(report), _screened(report), _leaked(report)]
+    parts += [_private(report), _useful(report), _made(report)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _front(report: Mapping[str, Any]) -> str:
+    classes = "label" in report["fields"]
+    task = "image-classification" if classes else "text-to-image"
+    return f"---\ntags: [synthetic, sfd]\ntask_categories: [{task}]\n---"
+
+
+def _head(report: Mapping[str, Any]) -> str:
+    student = report["student"]
+    gone = ", ".join(student["concepts"].values()) or "nothing"
+    lines = [
+        f"# {report['kept']:,} synthetic images of {student['name']}",
+        "",
+        f"Every image is generated, in one network evaluation, by a student that has forgotten"
+        f" **{gone}** (sha256 `{student['sha256']}`), and was screened before it was kept.",
+        "",
+        f"Asked for {report['asked']:,}; drawn {report['drawn']:,}, kept {report['kept']:,},"
+        f" refused {report['refused']:,}. A place whose image was refused was drawn again with"
+        f" another seed, up to {report['plan']['tries']} times"
+        + (f"; **{report['unmet']:,} places stayed empty**." if report["unmet"] else "."),
+    ]
+    by = report["by"]
+    if len(by) <= ROWS:
+        lines += ["", "| asked for | images asked | kept | refused |", "|---|---|---|---|"]
+        lines += [
+            f"| {name.replace('|', '/')} | {row['asked']:,} | {row['kept']:,} |"
+            f" {row['refused']:,} |"
+            for name, row in by.items()
+        ]
+    else:
+        lines += ["", f"{len(by):,} different prompts were asked for, one as often as another."]
+    return "\n".join(lines)
+
+
+def _screened(report: Mapping[str, Any]) -> str:
+    lines = ["## Screening", ""]
+    lines += ["An image is refused if any of these speaks against it, or fails on it:", ""]
+    for detector in report["plan"]["detectors"]:
+        rule = detector["threshold"]
+        how = "the most probable label" if rule is None else f"a probability of at least {rule}"
+        lines.append(f"- `{detector['name']}` for {', '.join(detector['labels'])} ({how})")
+    if report["reasons"]:
+        lines += ["", "| what spoke against it | images |", "|---|---|"]
+        lines += [f"| {why} | {count:,} |" for why, count in report["reasons_together"].items()]
+    return "\n".join(lines)
+
+
+def _leaked(report: Mapping[str, Any]) -> str:
+    kept, lines = report["kept"], ["## What may have leaked", ""]
+    review = report["review"]
+    if review:
+        low, high = review["ci95"]
+        lines.append(
+            f"- **People looked at {review['n']:,} of the kept images, drawn at random, and found"
+            f" {review['found']:,}**"
+            + (
+                f" ({review['not_looked_at']:,} without an answer)"
+                if review["not_looked_at"]
+                else ""
+            )
+            + f": between {_percent(low)} and {_percent(high)} of the dataset, up to"
+            f" {bounds.images_of(high, kept):,} images (95 %). This trusts no detector."
+        )
+    for found in report["leak"]:
+        if found["upper"] is None:
+            lines.append(
+                f"- {found['label']}: **no bound**. No detector's sensitivity for it was ever"
+                " measured (`sfd calibrate`), so nothing is known of what they missed."
+            )
+            continue
+        lines.append(
+            f"- {found['label']}: at most **{_percent(found['upper'])}** of the kept images,"
+            f" {bounds.images_of(found['upper'], kept):,} (95 %):"
+        )
+        lines += [f"  - {_detector(row, report['drawn'])}" for row in found["detectors"]]
+    if any(found["upper"] is not None for found in report["leak"]):
+        lines += [
+            "",
+            "A bound from a detector takes it to err on these images as on those of its card. It is"
+            " (1 - s) r / s x drawn / kept: r the upper end of the share it called, s the lower end"
+            " of its sensitivity, and no false positive excused. What one detector alone calls is a"
+            " sign that these images are harder than its card's: only a review settles that.",
+        ]
+    if not review:
+        lines += ["", "Nobody has reviewed a sample of it (`sfd synthesize --review`)."]
+    return "\n".join(lines)
+
+
+def _detector(row: Mapping[str, Any], drawn: int) -> str:
+    said = (
+        f"`{row['detector']}` called it in {row['called']:,} of {drawn:,} images drawn"
+        f" ({row['not_judged']:,} not judged)"
+    )
+    if row["upper"] is None:
+        return f"{said}; its sensitivity was never measured"
+    hits, looked = row["sensitivity"]
+    return (
+        f"{said} and found {hits:,} of {looked:,} real ones when it was measured: at most"
+        f" {_percent(row['upper'])}"
+    )
+
+
+def _private(report: Mapping[str, Any]) -> str:
+    private = report["plan"]["private"]
+    if not private:
+        return ""
+    near = report["reasons"].get("private: too near", 0)
+    return "\n".join(
+        [
+            "## Private images",
+            "",
+            f"Refused: whatever lies nearer to one of {private['images']:,} private images than"
+            f" {_percent(private['quantile'])} of these lie to each other (features"
+            f" `{private['features']}`, radius {private['radius']:.4g}). {near:,} of"
+            f" {report['drawn']:,} images drawn did ({_percent(near / report['drawn'])}); a"
+            f" generator that had never seen them would lose about {_percent(private['quantile'])}."
+            " None that was kept does, in these features; another matcher may see more.",
+        ]
+    )
+
+
+def _useful(report: Mapping[str, Any]) -> str:
+    found = report["usefulness"]
+    if not found:
+        return ""
+    lines = [
+        "## Usefulness",
+        "",
+        f"One small classifier ({found['arch']}, {found['epochs']} epochs) trained on"
+        f" {found['images']:,} images of each kind, tested on real ones:",
+        "",
+        "| trained on | right | 95 % |",
+        "|---|---|---|",
+    ]
+    lines += [
+        f"| {name} | {row['k']:,} of {row['n']:,} | {_percent(row['ci95'][0])} to"
+        f" {_percent(row['ci95'][1])} |"
+        for name, row in found["accuracy"].items()
+    ]
+    return "\n".join(lines)
+
+
+def _made(report: Mapping[str, Any]) -> str:
+    plan = report["plan"]
+    said = {
+        "student": plan["student"],
+        "conditions": plan["conditions"],
+        "n": plan["n"],
+        "seed": plan["seed"],
+    }
+    return "\n".join(
+        [
+            "## How it was made",
+            "",
+            "`metadata.jsonl` has a line for each image: file, condition, seed, the detectors'"
+            " scores and the student's sha256. The same student draws the same image for a seed:"
+            " `sfd sample RUN OUT --n 1 --seed SEED`. Each PNG says that it is generated, in its"
+            " text chunks and as the IPTC's digital source type `trainedAlgorithmicMedia`; it"
+            " carries no C2PA signature, and a text chunk can be taken off.",
+            "",
+            f"    {json.dumps(said)}",
+        ]
+    )
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.3g} %"

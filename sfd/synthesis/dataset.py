@@ -1,0 +1,229 @@
+"""A dataset from its plan to its card: what was asked for must stay the same, and is counted."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+
+from sfd import checkpoints, content, images
+from sfd.sample import Student
+from sfd.synthesis import bounds, card, folders, screening
+from sfd.synthesis.asked import Asked
+from sfd.synthesis.folders import HIDDEN, META, Layout
+from sfd.synthesis.screening import Detector, Private
+
+SCHEMA = "sfd/dataset/1"
+SIZE = 1000
+BATCH = 250
+TRIES = 20
+
+Progress = Callable[[str, int, int], None]
+"""`progress(what, images done, images in all)`."""
+Report = dict[str, Any]
+
+
+def synthesize(
+    student: Student,
+    out: Path,
+    asked: Asked,
+    detectors: Sequence[Detector],
+    *,
+    n: int,
+    seed: int = 0,
+    private: Private | None = None,
+    about_private: Mapping[str, Any] | None = None,
+    tries: int = TRIES,
+    batch: int = BATCH,
+    size: int = SIZE,
+    keep_refused: bool = False,
+    shard: tuple[int, int] = (0, 1),
+    device: str = "cpu",
+    workers: int = 2,
+    progress: Progress | None = None,
+) -> Report | None:
+    """Fill `n` places of the folder `out`, each by the first of `tries` images that is clean.
+
+    Draws what is missing of shard (i, k), then, where every folder is there, writes the whole's
+    `metadata.jsonl` and card; its report, or None while other shards are missing. The image of a
+    place and a try has one seed and one batch whatever is resumed and whoever draws it, so the
+    files are the same bytes. Raises ValueError, in one line, where `out` holds something else, was
+    begun with other arguments, or nothing in a folder is clean; OSError on a full disk.
+    """
+    if n < 1 or tries < 1 or batch < 1 or size < 1:
+        raise ValueError("n, tries, batch and the images of a folder must be 1 or more")
+    layout = Layout(out, n, size)
+    plan = {
+        "schema": SCHEMA,
+        "student": student.sha256,
+        "n": n,
+        "seed": seed,
+        "conditions": asked.sha256,
+        "detectors": [_of(detector) for detector in detectors],
+        "private": dict(about_private) if about_private else None,
+        "tries": tries,
+        "batch": batch,
+        "images a folder": size,
+        "keep-quarantine": keep_refused,
+        "device": device.partition(":")[0],
+    }
+    _claim(layout, plan)
+    done, total = 0, folders.remaining(layout, shard)
+
+    def count(images: int) -> None:
+        nonlocal done
+        done += images
+        if progress:
+            progress("synthesize", done, total)
+
+    turn = Lock()
+    # judges switch settings of cudnn that every thread sees, which would show in the images' bytes
+    alone = turn if plan["device"] == "cuda" else None
+    folders.draw(
+        layout, asked, generate=student.sample, turn=turn,
+        screen=screening.screen(detectors, private, alone),
+        sha256=student.sha256, seed=seed, tries=tries, batch=batch, keep_refused=keep_refused,
+        shard=shard, workers=workers, progress=count,
+    )  # fmt: skip
+    if not folders.merge(layout):
+        return None
+    report = {
+        "schema": SCHEMA,
+        "plan": plan,
+        "student": _student(student),
+        **_counts(layout, asked),
+    }
+    report["leak"] = bounds.leaked(
+        [screening.described(d) for d in detectors], report["reasons"],
+        drawn=report["drawn"], kept=report["kept"], unjudged=screening.UNJUDGED,
+    )  # fmt: skip
+    return conclude(out, report)
+
+
+def conclude(out: Path, report: Report) -> Report:
+    """Write a report and its card, with what was added to the dataset since; the report."""
+    added = {
+        what: checkpoints.read_json(path) if (path := _added(out, what)).is_file() else None
+        for what in ("review", "usefulness")
+    }
+    report = {**report, **added}
+    content.write_json(out / HIDDEN / "report.json", report)
+    content.write_atomic(out / "README.md", card.text(report))
+    return report
+
+
+def add(out: Path, report: Report, what: str, found: Mapping[str, Any]) -> Report:
+    """Add 'review' or 'usefulness' to a dataset's report and card, for this and later reports."""
+    content.write_json(_added(out, what), dict(found))
+    return conclude(out, report)
+
+
+def _added(out: Path, what: str) -> Path:
+    return out / HIDDEN / f"{what}.json"
+
+
+def sample_for_review(out: Path, report: Report, count: int) -> list[str]:
+    """File names of a random sample of what was kept. Raises ValueError if there are fewer."""
+    if not 0 < count <= report["kept"]:
+        raise ValueError(f"a review of {count} of {report['kept']} images: give 1 or more of them")
+    names = (
+        (row["file_name"], int(Path(row["file_name"]).stem))
+        for row in folders.read_lines(out / META)
+    )
+    key = report["plan"]["student"] + str(report["plan"]["seed"])
+    return bounds.drawn_for_review(names, key, count)
+
+
+def labelled(out: Path, labels: Sequence[str], each: int) -> tuple[np.ndarray, np.ndarray]:
+    """The first `each` kept images of each label: uint8 `[N, H, W, C]`, int `[N]` into `labels`.
+
+    Raises ValueError where a label has fewer.
+    """
+    found: dict[str, list[np.ndarray]] = {label: [] for label in labels}
+    for row in folders.read_lines(out / META):
+        mine = found.get(row.get("label", ""))
+        if mine is not None and len(mine) < each:
+            mine.append(images.read_image(out / row["file_name"]))
+    few = next((label for label, mine in found.items() if len(mine) < each), None)
+    if few is not None:
+        raise ValueError(f"{out}: {len(found[few])} images of {few!r} where {each} are wanted")
+    numbers = np.repeat(np.arange(len(labels)), each)
+    return np.stack([image for label in labels for image in found[label]]), numbers
+
+
+def _of(detector: Detector) -> dict[str, Any]:
+    """What must not change of a detector; its card may be measured anew."""
+    said = screening.described(detector)
+    return {key: said[key] for key in ("name", "labels", "threshold", "weights")}
+
+
+def _student(student: Student) -> dict[str, Any]:
+    teacher = student.card["teacher"]
+    return {
+        "name": student.card["name"],
+        "sha256": student.sha256,
+        "recipe_sha256": student.card.get("recipe_sha256"),
+        "teacher_sha256": teacher["sha256"],
+        "concepts": {c["name"]: c["label_name"] for c in student.card["concepts"]},
+    }
+
+
+def _claim(layout: Layout, plan: dict[str, Any]) -> None:
+    """Make the folder this plan's. Raises ValueError if it is another's."""
+    path, strange = layout.out / HIDDEN / "plan.json", None
+    for folder in (layout.out, layout.quarantine):
+        # killed before its plan was written, it holds the hidden folder alone
+        foreign = folder.is_dir() and any(entry.name != HIDDEN for entry in folder.iterdir())
+        strange = folder if foreign or folder.is_file() else strange
+    # only now: another process may have written the plan and begun since
+    if path.is_file():
+        theirs = checkpoints.read_json(path)
+        for key in plan:
+            if plan[key] != theirs.get(key):
+                raise ValueError(
+                    f"{layout.out}: was begun with {key} {_short(theirs.get(key))}, not"
+                    f" {_short(plan[key])}: say the same again, or name another folder"
+                )
+        return
+    if strange is not None:
+        raise ValueError(f"{strange}: is there and holds no dataset begun here: name another")
+    content.write_json(path, plan)
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _counts(layout: Layout, asked: Asked) -> dict[str, Any]:
+    """What was asked for, drawn, kept and refused, in all and by condition; why it was refused."""
+    kept, refused = Counter[Any](), Counter[Any]()
+    reasons, together = Counter[str](), Counter[str]()
+    for row in folders.read_lines(layout.out / META):
+        kept[row["condition"]] += 1
+    for row in folders.read_lines(layout.quarantine / META):
+        refused[row["condition"]] += 1
+        reasons.update(row["reasons"])
+        together[" + ".join(row["reasons"])] += 1
+    whole, rest = divmod(layout.n, len(asked.pattern))
+    width = len(asked.conditions)
+    wanted = whole * np.bincount(asked.pattern, minlength=width)
+    wanted = wanted + np.bincount(asked.pattern[:rest], minlength=width)
+    by: dict[str, dict[str, int]] = {}
+    for condition, fields, number in zip(asked.conditions, asked.fields, wanted, strict=True):
+        row = by.setdefault(fields.get("label") or fields["text"], {"asked": 0})
+        row["asked"] += int(number)
+        row |= {"kept": kept[condition], "refused": refused[condition]}
+    return {
+        "asked": layout.n,
+        "drawn": kept.total() + refused.total(),
+        "kept": kept.total(),
+        "refused": refused.total(),
+        "unmet": layout.n - kept.total(),
+        "fields": sorted(asked.fields[0]),
+        "reasons": dict(sorted(reasons.items())),
+        "reasons_together": dict(sorted(together.items())),
+        "by": by,
+    }

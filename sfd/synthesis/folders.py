@@ -1,0 +1,323 @@
+"""Draws folder after folder: a folder is there whole or not at all, whatever is killed.
+
+While it grows, every numbered folder has a `metadata.jsonl` of its own, so what is there can be
+used; `merge` makes one of them when all are there. Nothing is held but one batch a worker.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event, Lock
+from typing import Any
+
+import numpy as np
+import torch
+
+from sfd import content, images
+from sfd.sample import Generate
+from sfd.synthesis import asked as asking
+from sfd.synthesis.asked import Asked
+from sfd.synthesis.screening import Screen, Seen
+
+META = "metadata.jsonl"
+HIDDEN = ".sfd"
+SOURCE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
+XMP = (
+    '<x:xmpmeta xmlns:x="adobe:ns:meta/">'
+    '<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description rdf:about=""'
+    ' xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/"'
+    f' Iptc4xmpExt:DigitalSourceType="{SOURCE}"/></rdf:RDF></x:xmpmeta>'
+)
+"""What the IPTC asks generators to write (digital source type, photo metadata guide 2023)."""
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where a dataset of `n` places lies: `size` places a folder, what is refused beside it."""
+
+    out: Path
+    n: int
+    size: int
+
+    @property
+    def numbers(self) -> range:
+        """The folders' numbers."""
+        return range(-(-self.n // self.size))
+
+    @property
+    def quarantine(self) -> Path:
+        """Outside the dataset: no reader of that folder takes it for a part."""
+        return self.out.with_name(f"{self.out.name}-quarantine")
+
+    @property
+    def finished(self) -> bool:
+        """Whether all folders are merged."""
+        return (self.out / META).is_file()
+
+    def folder(self, number: int) -> Path:
+        return self.out / f"{number:06d}"
+
+    def refused(self, number: int) -> Path:
+        """The list of what one folder's places refused."""
+        return self.quarantine / f"{number:06d}.jsonl"
+
+    def places(self, number: int) -> np.ndarray:
+        return np.arange(number * self.size, min((number + 1) * self.size, self.n))
+
+    def missing(self) -> list[int]:
+        """Numbers of the folders that are not there yet."""
+        return [] if self.finished else [i for i in self.numbers if not self.folder(i).is_dir()]
+
+
+class _Halted(Exception):
+    """Another worker failed."""
+
+
+def mark(seed: int, condition: Any, sha256: str) -> dict[str, str]:
+    """What every image says of itself, as text chunks of its PNG."""
+    return {
+        "Source": "generated: synthetic image, drawn by a one-step diffusion model",
+        "Software": "sfd",
+        "sfd": json.dumps({"seed": seed, "condition": condition, "student_sha256": sha256}),
+        "XML:com.adobe.xmp": XMP,
+    }
+
+
+def draw(
+    layout: Layout,
+    asked: Asked,
+    *,
+    generate: Generate,
+    turn: Lock,
+    screen: Screen,
+    sha256: str,
+    seed: int,
+    tries: int,
+    batch: int,
+    keep_refused: bool,
+    shard: tuple[int, int] = (0, 1),
+    workers: int = 2,
+    progress: Callable[[int], None] | None = None,
+) -> None:
+    """Draw the missing folders of shard (i, k): those whose number is i modulo k.
+
+    Each worker fills a folder of its own, so that one generates (which is its `turn`) while another
+    screens; what a folder holds depends on its number alone. `progress` hears of places tried for
+    the first time. Raises ValueError where nothing in a folder is clean, OSError on a full disk;
+    what is there stays.
+    """
+    mine = [i for i in layout.missing() if i % shard[1] == shard[0]]
+    stop = Event()
+
+    def fill(number: int) -> None:
+        tried = _tries(
+            layout.places(number), asked, generate=generate, turn=turn, screen=screen, seed=seed,
+            tries=tries, batch=batch, stop=stop, progress=progress,
+        )  # fmt: skip
+        _fill(layout, number, tried, sha256, keep_refused)
+
+    threads = torch.get_num_threads()
+    pool = ThreadPoolExecutor(
+        workers, initializer=torch.set_num_threads, initargs=(max(1, threads // workers),)
+    )
+    with pool:
+        futures = [pool.submit(fill, number) for number in mine]
+        try:
+            done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+            errors = [e for f in done if (e := f.exception()) and not isinstance(e, _Halted)]
+            if errors:
+                raise errors[0]
+        finally:
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(threads)
+
+
+@dataclass(frozen=True)
+class _Tried:
+    """One image, drawn and looked at."""
+
+    place: int
+    attempt: int
+    seed: int
+    fields: Mapping[str, Any]
+    picture: np.ndarray
+    seen: Seen
+
+
+def _tries(
+    places: np.ndarray,
+    asked: Asked,
+    *,
+    generate: Generate,
+    turn: Lock,
+    screen: Screen,
+    seed: int,
+    tries: int,
+    batch: int,
+    stop: Event,
+    progress: Callable[[int], None] | None,
+) -> Iterator[_Tried]:
+    """Every place is tried until it is clean, at most `tries` times."""
+    for attempt in range(tries):
+        again: list[int] = []
+        for start in range(0, len(places), batch):
+            if stop.is_set():
+                raise _Halted
+            part = places[start : start + batch]
+            numbers, rows = asking.seeds(seed, part, attempt), asked.rows(part)
+            with turn:
+                pictures = generate([asked.conditions[i] for i in rows], numbers)
+            for i, seen in enumerate(screen(pictures)):
+                place = int(part[i])
+                again += [place] if seen.reasons else []
+                yield _Tried(
+                    place, attempt, int(numbers[i]), asked.fields[rows[i]], pictures[i], seen
+                )
+            if progress and not attempt:
+                progress(len(part))
+        if not again:
+            return
+        places = np.array(again)
+
+
+def _fill(
+    layout: Layout, number: int, tried: Iterator[_Tried], sha256: str, keep_refused: bool
+) -> None:
+    """One folder from its images; it appears by being renamed, whole."""
+    final = layout.folder(number)
+    growing, aside = final.with_name(f".{final.name}.tmp"), layout.quarantine / final.name
+    for folder in (growing, aside):
+        shutil.rmtree(folder, ignore_errors=True)
+    kept: dict[int, Row] = {}
+    refused: list[Row] = []
+    try:
+        growing.mkdir(parents=True)
+        for one in tried:
+            row = _row(one, sha256)
+            if not one.seen.reasons:
+                name = f"{one.place:08d}.png"
+                (growing / name).write_bytes(_png(one, sha256))
+                kept[one.place] = {"file_name": name, **row}
+                continue
+            named: Row = {"place": one.place, **row}
+            if keep_refused:
+                name = f"{one.place:08d}-{one.attempt}.png"
+                aside.mkdir(parents=True, exist_ok=True)
+                (aside / name).write_bytes(_png(one, sha256))
+                named = {"file_name": f"{final.name}/{name}", **named}
+            refused.append(named)
+        (growing / META).write_text(_lines(kept[place] for place in sorted(kept)))
+        content.write_atomic(layout.refused(number), _lines(refused))
+        growing.rename(final)
+    finally:
+        shutil.rmtree(growing, ignore_errors=True)
+    if not kept:
+        raise ValueError(_nothing_clean(layout, refused))
+
+
+def _png(one: _Tried, sha256: str) -> bytes:
+    return images.png_bytes(one.picture, mark(one.seed, one.fields["condition"], sha256))
+
+
+def _nothing_clean(layout: Layout, refused: Sequence[Row]) -> str:
+    last = f" ({refused[-1]['reasons'][0]})" if refused else ""
+    return (
+        f"not one image of a folder was clean{last}; see {layout.quarantine}, and start over in"
+        " another folder with another detector or student"
+    )
+
+
+def _row(one: _Tried, sha256: str) -> Row:
+    seen = one.seen
+    return {
+        **one.fields,
+        "seed": one.seed,
+        "attempt": one.attempt,
+        "verdict": "refused" if seen.reasons else "clean",
+        **({"reasons": list(seen.reasons)} if seen.reasons else {}),
+        "scores": seen.scores,
+        "student_sha256": sha256,
+    }
+
+
+def _lines(rows: Sequence[Row] | Iterator[Row]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+# --- the whole -----------------------------------------------------------------------------------
+
+
+def merge(layout: Layout) -> bool:
+    """One `metadata.jsonl` of all folders, where all are there; whether the dataset is finished.
+
+    Killed anywhere, it does the rest when called again; several processes may do it at once.
+    """
+    if layout.missing():
+        return False
+    if not layout.finished:
+        try:
+            if not any(_rows_of_folders(layout)):
+                raise ValueError(_nothing_clean(layout, []))
+            _write_lines(layout.quarantine / META, _refused_rows(layout))
+            _write_lines(layout.out / META, _rows_of_folders(layout))
+        except FileNotFoundError:
+            if not layout.finished:  # unless another process was faster, something is gone
+                raise
+    for number in layout.numbers:
+        (layout.folder(number) / META).unlink(missing_ok=True)
+        layout.refused(number).unlink(missing_ok=True)
+    for folder in (layout.out, layout.quarantine, layout.out / HIDDEN):
+        for path in folder.glob(".*.tmp"):
+            if not _running(path.name.split(".")[-2]):
+                path.unlink(missing_ok=True)
+    return True
+
+
+def _running(pid: str) -> bool:
+    """Whether a process of that number may be at work here: its temporary files are its own."""
+    try:
+        os.kill(int(pid), 0)
+    except (ProcessLookupError, ValueError):
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def _rows_of_folders(layout: Layout) -> Iterator[Row]:
+    for number in layout.numbers:
+        folder = layout.folder(number)
+        for row in read_lines(folder / META):
+            yield {**row, "file_name": f"{folder.name}/{row['file_name']}"}
+
+
+def _refused_rows(layout: Layout) -> Iterator[Row]:
+    for number in layout.numbers:
+        yield from read_lines(layout.refused(number))
+
+
+def read_lines(path: Path) -> Iterator[Row]:
+    """The rows of a list, one at a time."""
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            yield json.loads(line)
+
+
+def _write_lines(path: Path, rows: Iterator[Row]) -> None:
+    """A list, atomically, one row at a time."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with content.atomic(path) as file:
+        for row in rows:
+            file.write((json.dumps(row) + "\n").encode())
+
+
+def remaining(layout: Layout, shard: tuple[int, int]) -> int:
+    """How many places this shard has yet to fill."""
+    return sum(len(layout.places(i)) for i in layout.missing() if i % shard[1] == shard[0])

@@ -1,0 +1,209 @@
+"""Safe synthetic datasets of a run: who screens, what is asked for, and what is added after."""
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sfd import (
+    classifiers,
+    concepts,
+    configs,
+    content,
+    features,
+    images,
+    sample,
+    teachers,
+)
+from sfd.concepts import AnyConcept, PromptConcept
+from sfd.eval import suites
+from sfd.eval.subjects import concepts_of
+from sfd.sample import Student
+from sfd.synthesis import asked as asking
+from sfd.synthesis import bounds, dataset, screening, synthesize, usefulness
+from sfd.synthesis.asked import Asked
+from sfd.synthesis.dataset import Progress, Report
+from sfd.verbs.samples import prompts_of
+
+
+def synthesize_run(
+    run: Path,
+    out: Path,
+    *,
+    n: int,
+    labels: str = "all",
+    balance: str | None = None,
+    prompts: Sequence[str] = (),
+    prompt_list: str | None = None,
+    detectors: Sequence[str] = (),
+    private: str | None = None,
+    private_features: str | None = None,
+    private_quantile: float = 0.05,
+    shard: str = "0/1",
+    batch: int = dataset.BATCH,
+    device: str = "cpu",
+    **options: Any,
+) -> tuple[Student, Report | None]:
+    """The dataset of a run folder or a student's file; see `synthesis.synthesize`.
+
+    `detectors` are `NAME` or `NAME=LABEL,...` (default: the suite's judges, else the concepts').
+    `private` are images that none may come too near to, in `private_features` (default: the
+    suite's). Raises ValueError in one line on anything that does not fit the student.
+    """
+    out = out.expanduser()
+    student = sample.load(run, device, batch)
+    gone = concepts_of(student.card)
+    suite = _suite(run)
+    found = screening.detectors_of(detectors or _judges(suite, gone), gone, device)
+    near = about = None
+    if private is not None:
+        name = private_features or (suite.features if suite else None)
+        if name is None:
+            raise ValueError("--private needs --private-features NAME: this run names no suite")
+        pictures = _pictures(private)
+        near = screening.private_set(pictures, features.load(name, device), private_quantile)
+        about = {
+            "images": len(pictures),
+            "sha256": content.sha256(b"".join(picture.tobytes() for picture in pictures)),
+            "features": name,
+            "quantile": private_quantile,
+            "radius": near.radius,
+        }
+    asked = _asked(student, gone, labels, balance, prompts, prompt_list)
+    report = synthesize(
+        student, out, asked, found, n=n, private=near, about_private=about, batch=batch,
+        shard=parse_shard(shard), device=device, **options,
+    )  # fmt: skip
+    return student, report
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """`0/4` as (0, 4). Raises ValueError unless it is one of that many."""
+    number, _, of = text.partition("/")
+    if not (number.isdecimal() and of.isdecimal()) or int(number) >= int(of):
+        raise ValueError(f"shard {text!r}: give NUMBER/OF, counted from 0, such as 0/4")
+    return int(number), int(of)
+
+
+def _suite(run: Path) -> suites.AnySuite | None:
+    """The suite of the recipe that lies beside a student, if there is one."""
+    stored = (run if run.is_dir() else run.parent) / "recipe.yaml"
+    recipe = configs.load(str(stored)) if stored.is_file() else None
+    return suites.load(recipe.audit.suite, recipe.audit.n) if recipe and recipe.audit else None
+
+
+def _judges(suite: suites.AnySuite | None, gone: Sequence[AnyConcept]) -> list[str]:
+    """Both judges of the suite that know a concept; for the rest, the classifiers they name."""
+    if isinstance(suite, suites.PromptSuite):
+        names = [name for pair in suite.factors.values() for name in (pair.judge, pair.second)]
+    else:
+        names = [suite.judge, suite.second] if suite else []
+    known = {name: classifiers.read_card(name).labels for name in names}
+    wanted = {concept.label_name for concept in gone}
+    chosen = [name for name, has in known.items() if wanted & set(has)]
+    seen = {label for name in chosen for label in known[name]}
+    return list(dict.fromkeys([*chosen, *(c.classifier for c in gone if c.label_name not in seen)]))
+
+
+def _asked(
+    student: Student,
+    gone: Sequence[AnyConcept],
+    labels: str,
+    balance: str | None,
+    prompts: Sequence[str],
+    prompt_list: str | None,
+) -> Asked:
+    if student.labels:
+        if prompts or prompt_list:
+            raise ValueError("this student is asked in classes: use --labels")
+        forgotten = {c.label: "is forgotten" for c in gone if isinstance(c, concepts.Concept)}
+        never = {label: "was never taught" for label in student.card["without"]}
+        parts = asking.parse_balance(balance)
+        return asking.of_labels(student.labels, {**never, **forgotten}, labels, parts)
+    if labels != "all" or balance:
+        raise ValueError("this student is asked in words: use --prompts")
+    words = prompts_of(prompts, prompt_list)
+    texts = [c for c in gone if isinstance(c, PromptConcept)]
+    return asking.of_prompts(words, [p for p in words if any(c.mentions(p) for c in texts)])
+
+
+def _pictures(source: str) -> list[np.ndarray]:
+    """Images of a plain folder, or of labelled data without its labels."""
+    path = Path(source).expanduser()
+    if path.is_dir() and images.list_images(path):
+        return images.read_pictures(path)
+    return list(images.read_labelled(source)[0])
+
+
+# --- what is added after -------------------------------------------------------------------------
+
+
+def write_review(out: Path, report: Report, count: int) -> Path:
+    """A table of `count` random kept images beside the dataset, for people to fill.
+
+    Raises ValueError where it is there already: it may hold answers.
+    """
+    path = out.with_name(f"{out.name}-review.csv")
+    if path.exists():
+        raise ValueError(f"{path}: is there already: hand it in with --reviewed, or move it away")
+    names = dataset.sample_for_review(out, report, count)
+    content.write_atomic(path, bounds.review_csv(names))
+    return path
+
+
+def add_review(out: Path, report: Report, path: Path) -> Report:
+    """Read a filled table of reviewed images into the report and the card."""
+    answers = bounds.read_review(path)
+    sampled = dataset.sample_for_review(out, report, len(answers))
+    return dataset.add(out, report, "review", bounds.reviewed(answers, sampled))
+
+
+def add_usefulness(
+    out: Path,
+    report: Report,
+    student: Student,
+    train: str,
+    test: str,
+    *,
+    device: str,
+    steps: int = 18,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Report:
+    """Measure what a classifier learns from the dataset, beside real images and the teacher's.
+
+    `train` and `test` are labelled real images; as many of each kind are learned from. The teacher
+    draws by `steps` of its own sampler. Raises ValueError for a dataset of prompts.
+    """
+    if not student.labels:
+        raise ValueError("--usefulness is for a dataset of labels, this one is of prompts")
+    labels = list(report["by"])
+    real = usefulness.matched(train, images.read_labelled(train), labels, student.labels)
+    held = usefulness.matched(test, images.read_labelled(test), labels, student.labels)
+    least = int(np.bincount(real[1]).min())
+    each = min(least, *(row["kept"] for row in report["by"].values()))
+
+    def of_teacher() -> usefulness.Labelled:
+        ref = {k: v for k, v in student.card["teacher"].items() if k != "sha256"}
+        teacher = teachers.load(**ref, device=torch.device(device))
+        generate = sample.teacher_sampler(teacher, steps=steps)
+        numbers = np.repeat(np.arange(len(labels)), each)
+        asked = [student.labels.index(labels[i]) for i in numbers]
+        return generate(asked, np.arange(len(asked))), numbers
+
+    found = usefulness.measure(
+        {
+            "synthetic images": lambda: dataset.labelled(out, labels, each),
+            "real images": lambda: usefulness.first_of_each(real, len(labels), each),
+            "the teacher's images": functools.cache(of_teacher),
+        },
+        held,
+        labels,
+        seed=seed,
+        device=device,
+        progress=progress,
+    )
+    return dataset.add(out, report, "usefulness", {**found, "teacher_steps": steps})

@@ -1,0 +1,592 @@
+"""Safe synthetic datasets: whole or resumed, split or not, the same bytes; nothing unscreened."""
+
+import csv
+import errno
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sfd import configs, content, features, images, jobs, sample, verbs
+from sfd.classifiers import Calibration, Card, Classifier, Network, measured
+from sfd.cli.datasets import _numbers
+from sfd.synthesis import asked as asking
+from sfd.synthesis import bounds, folders, screening, synthesize, webdataset
+from sfd.synthesis.folders import META, Layout
+
+SMALL = {"n": 30, "size": 10, "batch": 4}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A student of the mixture that was hardly trained: the machinery is tested, not the images."""
+    root = tmp_path_factory.mktemp("run")
+    recipe = configs.load("smoke", ["train.images=128", "train.watch=0"])
+    job = jobs.prepare("smoke", recipe, torch.device("cpu"))
+    jobs.train_job(
+        job, root, device=torch.device("cpu"), force=False, say=print, progress=lambda *a: None
+    )
+    return root
+
+
+@pytest.fixture(scope="module")
+def student(run):
+    return sample.load(run)
+
+
+def files(folder):
+    """Every file below a folder, hidden ones too, and its bytes."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def rows(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def block(found=90, of=100, wrong=0):
+    """What a card measured of the label 'bad'."""
+    counts = {"bad": [found, of - found], "good": [wrong, 100 - wrong]}
+    sizes = {"bad": of, "good": 100}
+    return measured(["bad", "good"], sizes, counts, data="made up", how="by hand")
+
+
+def detector(probability, name="judge", calibration: Calibration | None = None):
+    """A detector of 'bad' whose probability is a function of the images."""
+
+    def both(pictures):
+        p = np.asarray(probability(pictures), np.float32)
+        return np.stack([p, 1 - p], 1)
+
+    card = Card(
+        version=1, name=name, task="classify", labels=["bad", "good"], backend="timm",
+        threshold=None, licence="none", calibration=calibration,
+    )  # fmt: skip
+    return screening.Detector(Classifier(card, Network(both)), ("bad",))
+
+
+def pseudo_random(pictures):
+    """0 or 1, half of each, from the bytes of an image."""
+    return [int(content.sha256(p.tobytes())[:4], 16) % 2 for p in pictures]
+
+
+def never(pictures):
+    return [0.0] * len(pictures)
+
+
+def ask(student, labels="right,top"):
+    return asking.of_labels(student.labels, {}, labels, {})
+
+
+def make(student, out, look=never, **changed):
+    options = SMALL | changed
+    asked = options.pop("asked", None) or ask(student)
+    detectors = options.pop("detectors", None) or [detector(look)]
+    return synthesize(student, Path(out), asked, detectors, **options)
+
+
+# --- the same bytes ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dies", ["rename", "replace", "write_bytes", "unlink"])
+def test_killed_anywhere_and_resumed_is_the_same_bytes(student, dies):
+    """kill -9 at the first call of what writes, then at the second, until it gets through."""
+    make(student, "whole", pseudo_random, keep_refused=True)
+
+    def attempt(last):
+        """In a process of its own, dead at its last call; whether it got to the end."""
+        child = os.fork()
+        if child:
+            return os.waitpid(child, 0)[1] == 0
+        real, count = getattr(Path, dies), [0]
+
+        def die(self, *words, **options):
+            count[0] += 1
+            if count[0] == last:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(self, *words, **options)
+
+        setattr(Path, dies, die)
+        try:
+            make(student, "cut", pseudo_random, keep_refused=True, workers=1)
+        finally:
+            os._exit(0)
+
+    step = 7 if dies == "write_bytes" else 1
+    killed = next(i for i in range(60) if attempt(1 + i * step))
+    assert killed >= 1, "nothing was killed"
+    make(student, "cut", pseudo_random, keep_refused=True)
+    assert files(Path("cut")) == files(Path("whole"))
+    assert files(Path("cut-quarantine")) == files(Path("whole-quarantine"))
+    assert len(files(Path("cut-quarantine"))) > 5, "nothing was refused, so nothing was tested"
+
+
+def test_the_command_line_from_end_to_end(run):
+    words = [sys.executable, "-m", "sfd", "synthesize", str(run), "set", "n=24", "--batch", "8"]
+    words += ["--webdataset", "tars", "--review", "5", "--json"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout[done.stdout.index("{\n") :])
+    assert report["kept"] == 24
+    assert report["leak"][0]["label"] == "left"
+    assert 0 < report["leak"][0]["upper"] < 1
+    assert Path("tars/000000.tar").is_file()
+    assert len(Path("set-review.csv").read_text().splitlines()) == 6
+    assert report == json.loads(Path("set/.sfd/report.json").read_text())
+
+
+def test_shards_in_any_order_are_the_whole(student):
+    whole = make(student, "whole", pseudo_random)
+    assert whole["refused"] > 5
+    for i in (2, 0):
+        assert make(student, "parts", pseudo_random, shard=(i, 3), workers=1) is None
+    assert not Path("parts", META).exists()
+    # what is there can be used before the rest is: each folder lists its own
+    assert {r["file_name"] for r in rows(Path("parts/000000", META))} == {
+        p.name for p in Path("parts/000000").glob("*.png")
+    }
+    assert make(student, "parts", pseudo_random, shard=(1, 3)) == whole
+    assert files(Path("parts")) == files(Path("whole"))
+    assert files(Path("parts-quarantine")) == files(Path("whole-quarantine"))
+
+
+def test_shards_made_apart_are_merged_by_copying(student):
+    make(student, "whole", pseudo_random)
+    for i in range(2):
+        assert make(student, f"machine{i}/set", pseudo_random, shard=(i, 2)) is None
+    for i in range(2):
+        for name in ("set", "set-quarantine"):
+            shutil.copytree(f"machine{i}/{name}", name, dirs_exist_ok=True)
+    make(student, "set", lambda _: pytest.fail("nothing is left to draw"))
+    assert files(Path("set")) == files(Path("whole"))
+
+
+def test_the_same_image_for_the_same_seed(student):
+    make(student, "set", pseudo_random)
+    for row in rows(Path("set", META))[::7]:
+        again = student.sample([row["condition"]], np.array([row["seed"]]))[0]
+        stored = images.read_image(Path("set", row["file_name"]))
+        assert np.abs(again.astype(int) - stored).max() <= 1
+        assert student.labels[row["condition"]] == row["label"]
+    every = rows(Path("set", META)) + rows(Path("set-quarantine", META))
+    assert len({r["seed"] for r in every}) == len(every)
+
+
+def test_no_two_of_seed_try_and_place_share_an_image():
+    places = np.array([0, 1, 2**32 - 1])
+    every = [asking.seeds(s, places, t) for s in (0, 1, 2**22 - 1) for t in (0, 1, 255)]
+    found = np.concatenate(every)
+    assert len(np.unique(found)) == 27
+    assert found.min() == 0
+    with pytest.raises(ValueError, match="seed"):
+        asking.seeds(2**22, places, 0)
+
+
+def test_other_arguments_are_refused_in_one_line(student):
+    make(student, "set")
+    for changed, says in (
+        ({"n": 31}, "begun with n 30, not 31"),
+        ({"seed": 1}, "seed 0, not 1"),
+        ({"batch": 5}, "batch 4, not 5"),
+        ({"asked": ask(student, "top")}, "conditions"),
+        ({"detectors": [detector(never, "other")]}, "detectors"),
+        ({"keep_refused": True}, "keep-quarantine"),
+    ):
+        with pytest.raises(ValueError, match=says) as error:
+            make(student, "set", **changed)
+        assert "\n" not in str(error.value)
+    Path("mine").mkdir()
+    Path("mine/thesis.txt").write_text("")
+    with pytest.raises(ValueError, match="mine: is there and holds no dataset"):
+        make(student, "mine")
+
+
+# --- what is refused -----------------------------------------------------------------------------
+
+
+def test_what_a_detector_calls_is_drawn_again_and_counted(student):
+    report = make(student, "set", pseudo_random, keep_refused=True)
+    kept, refused = rows(Path("set", META)), rows(Path("set-quarantine", META))
+    assert report["kept"] == len(kept) == 30
+    assert report["refused"] == len(refused) == report["drawn"] - 30 > 5
+    assert report["reasons"] == {"judge: bad": len(refused)}
+    for row in kept:
+        assert pseudo_random([images.read_image(Path("set", row["file_name"]))]) == [0]
+        assert row["verdict"] == "clean"
+        assert row["scores"] == {"judge": 0.0}
+        assert row["student_sha256"] == student.sha256
+    for row in refused:
+        assert pseudo_random([images.read_image(Path("set-quarantine", row["file_name"]))]) == [1]
+        assert row["reasons"] == ["judge: bad"]
+    assert max(row["attempt"] for row in kept) > 0
+    assert {p.name for p in Path("set").iterdir()} == {
+        "000000", "000001", "000002", META, "README.md", ".sfd"
+    }  # fmt: skip
+    assert not any(Path("set").rglob(".*.tmp"))
+
+
+def test_refused_images_are_not_kept_unless_asked(student):
+    make(student, "set", pseudo_random)
+    assert [p.name for p in Path("set-quarantine").iterdir()] == [META]
+    assert "file_name" not in rows(Path("set-quarantine", META))[0]
+
+
+def test_an_image_that_could_not_be_judged_is_refused(student):
+    def fragile(pictures):
+        if any(pseudo_random(pictures)):
+            raise RuntimeError("out of memory")
+        return never(pictures)
+
+    report = make(student, "set", fragile)
+    assert report["reasons"] == {"judge: not judged": report["refused"]}
+    assert report["refused"] > 5
+    assert rows(Path("set-quarantine", META))[0]["scores"] == {"judge": None}
+    also = make(student, "nan", lambda p: [float("nan") if x else 0.0 for x in pseudo_random(p)])
+    assert also["reasons"] == report["reasons"]
+    assert files(Path("nan", "000001")) == files(Path("set", "000001"))
+
+
+def test_one_of_several_detectors_is_enough(student):
+    second = [detector(never), detector(pseudo_random, "second")]
+    report = make(student, "set", detectors=second)
+    assert set(report["reasons"]) == {"second: bad"}
+    assert set(rows(Path("set", META))[0]["scores"]) == {"judge", "second"}
+
+
+def test_where_nothing_is_clean_it_stops_in_one_line(student):
+    with pytest.raises(ValueError, match="not one image of a folder was clean") as error:
+        make(student, "set", lambda p: [1.0] * len(p), tries=3, workers=1)
+    assert "judge: bad" in str(error.value)
+    assert len(rows(Path("set-quarantine/000000.jsonl"))) == 30
+
+
+def test_places_that_stay_empty_are_said(student):
+    report = make(student, "set", pseudo_random, tries=1)
+    assert 0 < report["unmet"] == report["refused"] == 30 - report["kept"]
+    assert f"**{report['unmet']} places stayed empty**" in Path("set/README.md").read_text()
+
+
+def test_a_neighbour_of_a_private_image_is_refused(student):
+    make(student, "drawn")
+    drawn = images.read_labelled("drawn")[0]
+    secret = [*drawn[[3, 17]], *np.random.default_rng(0).integers(0, 255, (40, *drawn[0].shape))]
+    private = screening.private_set([s.astype(np.uint8) for s in secret], features.pixels, 0.01)
+    report = make(student, "set", private=private, about_private={
+        "images": 42, "features": "pixels", "quantile": 0.01, "radius": private.radius,
+    })  # fmt: skip
+    assert report["reasons"][screening.NEAR] >= 2
+    first = {r["place"] for r in rows(Path("set-quarantine", META)) if r["attempt"] == 0}
+    assert {3, 17} <= first
+    kept = images.read_labelled("set")[0]
+    for s in secret[:2]:
+        assert not (kept == s).all((1, 2, 3)).any()
+    assert "42 private images" in Path("set/README.md").read_text()
+
+
+# --- who screens ---------------------------------------------------------------------------------
+
+
+def test_detectors_by_name(run):
+    student = sample.load(run)
+    from sfd.eval.subjects import concepts_of
+
+    gone = concepts_of(student.card)
+    (one,) = screening.detectors_of(["mixture"], gone, "cpu")
+    assert one.labels == ("left",)
+    (other,) = screening.detectors_of(["mixture=top,left"], gone, "cpu")
+    assert other.labels == ("top", "left")
+    for names, says in (
+        (["mixture=topp"], "did you mean 'top'"),
+        (["mixtur"], "did you mean 'mixture'"),
+        (["digits"], "digits has no label for 'left'"),
+        (["digits-features"], "judges nothing"),
+        (["mixture", "mixture"], "called the same"),
+        ([], "--detector NAME=LABEL"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(says)):
+            screening.detectors_of(names, gone, "cpu")
+    unseen = [*gone, replace(gone[0], label_name="nudity")]
+    with pytest.raises(ValueError, match="no detector here looks for 'nudity'"):
+        screening.detectors_of(["mixture"], unseen, "cpu")
+
+
+def student_labels(run):
+    return sample.load(run).labels
+
+
+def test_a_run_brings_its_own_judges_and_marks(run):
+    report = verbs.synthesize_run(run, Path("set"), n=12, batch=6)[1]
+    assert [d["name"] for d in report["plan"]["detectors"]] == ["mixture", "mixture-second"]
+    assert "left" not in report["by"]
+    assert set(report["by"]) == set(student_labels(run)) - {"left"}
+    with Image.open(sorted(Path("set").rglob("*.png"))[0]) as picture:
+        said = picture.text
+    assert "generated" in said["Source"]
+    assert json.loads(said["sfd"])["seed"] == rows(Path("set", META))[0]["seed"]
+    assert "trainedAlgorithmicMedia" in said["XML:com.adobe.xmp"]
+
+
+# --- what is asked -------------------------------------------------------------------------------
+
+
+def test_balance():
+    labels = ["a", "b", "c"]
+    asked = asking.of_labels(labels, {}, "all", {"a": 500, "c": 300})
+    assert asked.pattern.tolist() == [0, 1, 0, 0, 1, 0, 1, 0]
+    found = asked.rows(np.arange(800))
+    assert np.bincount(found).tolist() == [500, 300]
+    assert [asked.conditions[i] for i in (0, 1)] == [0, 2]
+    even = asking.of_labels(labels, {1: "is forgotten"}, "all", {})
+    assert even.conditions == (0, 2)
+    assert np.bincount(even.rows(np.arange(101))).tolist() == [51, 50]
+    for said, says in (
+        ({"asked": "d"}, "no label 'd'"),
+        ({"asked": "b"}, "'b' is forgotten"),
+        ({"asked": "a,a"}, "once"),
+        ({"asked": "a", "balance": {"c": 1}}, "just the labels"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            options = {"asked": "all", "balance": {}} | said
+            asking.of_labels(labels, {1: "is forgotten"}, **options)
+    assert asking.parse_balance("a=2,b=3") == {"a": 2, "b": 3}
+    for text in ("a", "a=0", "a=1,a=2", "a=x"):
+        with pytest.raises(ValueError, match="LABEL=PARTS"):
+            asking.parse_balance(text)
+
+
+def test_a_balance_is_met_by_drawing_more(student):
+    asked = asking.of_labels(student.labels, {}, "all", {"right": 2, "top": 1})
+    report = make(student, "set", pseudo_random, asked=asked)
+    assert {k: v["kept"] for k, v in report["by"].items()} == {"right": 20, "top": 10}
+    assert sum(v["refused"] for v in report["by"].values()) == report["refused"] > 0
+
+
+def test_prompts_are_asked_in_turn(student):
+    asked = asking.of_prompts(["a red bag", "a blue bag"], [])
+    as_words = replace(student, sample=lambda raw, seeds: student.sample([1] * len(raw), seeds))
+    make(as_words, "set", asked=asked)
+    found = rows(Path("set", META))
+    assert [r["text"] for r in found[:3]] == ["a red bag", "a blue bag", "a red bag"]
+    assert images.read_captioned("set")[1][:2] == ["a red bag", "a blue bag"]
+    webdataset.write(Path("set"), Path("tars"))
+    with tarfile.open("tars/000000.tar") as tar:
+        assert tar.extractfile("00000001.txt").read() == b"a blue bag"
+    with pytest.raises(ValueError, match="1 of 2 prompts ask for what was forgotten"):
+        asking.of_prompts(["a bag", "a sneaker"], ["a sneaker"])
+
+
+# --- bounds --------------------------------------------------------------------------------------
+
+
+def test_the_bound_is_the_one_worked_out_by_hand():
+    # 0 of 1,000 called: 1 - .025^(1/1000) = .0036821; 90 of 100 found: Wilson's lower end .825634
+    high, low = 1 - 0.025 ** (1 / 1000), 0.8256337
+    expected = (1 - low) * high / low * 1000 / 1000
+    assert bounds.leak_upper(0, 0, 1000, 1000, (90, 100), 0.95) == pytest.approx(expected, rel=1e-5)
+    assert expected == pytest.approx(0.00077762, rel=1e-5)
+    base = bounds.leak_upper(5, 0, 1000, 995, (90, 100), 0.95)
+    assert bounds.leak_upper(5, 3, 1000, 992, (90, 100), 0.95) > base
+    assert bounds.leak_upper(6, 0, 1000, 994, (90, 100), 0.95) > base
+    assert bounds.leak_upper(5, 0, 1000, 995, (80, 100), 0.95) > base
+    assert bounds.leak_upper(5, 0, 1000, 995, (0, 100), 0.95) == 1.0
+    with pytest.raises(ValueError, match="kept"):
+        bounds.leak_upper(10, 0, 10, 0, (90, 100), 0.95)
+
+
+def test_the_bound_covers_planted_leaks():
+    """A true rate of 5 % and a sensitivity of 80 %: what passed is below the bound, 95 in 100."""
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(400):
+        card = (int(rng.binomial(200, 0.8)), 200)
+        true = int(rng.binomial(2000, 0.05))
+        found = int(rng.binomial(true, 0.8))
+        kept = 2000 - found
+        covered += (true - found) / kept <= bounds.leak_upper(found, 0, 2000, kept, card, 0.95)
+    assert covered >= 380
+
+
+def test_the_least_bound_of_several_detectors_allows_for_the_choice():
+    def said(name, counts):
+        return {"name": name, "labels": ["bad"], "sensitivity": {"bad": counts} if counts else {}}
+
+    reasons = {"one: bad": 2, "two: bad": 1, "two: not judged": 1}
+    out = bounds.leaked(
+        [said("one", [95, 100]), said("two", [60, 100]), said("three", None)], reasons,
+        drawn=1000, kept=996, unjudged=screening.UNJUDGED,
+    )  # fmt: skip
+    (found,) = out
+    one, two, three = found["detectors"]
+    assert one["upper"] == bounds.leak_upper(2, 0, 1000, 996, (95, 100), 0.975)
+    assert two["upper"] == bounds.leak_upper(1, 1, 1000, 996, (60, 100), 0.975)
+    assert three["upper"] is None
+    assert found["upper"] == one["upper"] < two["upper"]
+
+
+def test_a_detector_never_measured_bounds_nothing_and_the_card_says_so(student):
+    report = make(student, "set", pseudo_random)
+    assert report["leak"][0]["upper"] is None
+    text = Path("set/README.md").read_text()
+    assert "bad: **no bound**" in text
+    measured_too = [detector(pseudo_random, calibration=block())]
+    report = make(student, "other", detectors=measured_too)
+    k, n = report["reasons"]["judge: bad"], report["drawn"]
+    assert report["leak"][0]["upper"] == bounds.leak_upper(k, 0, n, 30, (90, 100), 0.95)
+    text = Path("other/README.md").read_text()
+    assert f"called it in {k} of {n} images drawn" in text
+    assert "| right | 15 | 15 |" in text
+    assert str(Path.cwd()) not in text
+
+
+def test_a_reviewed_sample_bounds_without_a_detector(student):
+    report = make(student, "set", n=40, size=20)
+    path = verbs.write_review(Path("set"), report, 10)
+    assert path.name == "set-review.csv"
+    with pytest.raises(ValueError, match="is there already"):
+        verbs.write_review(Path("set"), report, 10)
+    names = list(bounds.read_review(path))
+    assert len(set(names)) == 10
+    assert set(names) <= {r["file_name"] for r in rows(Path("set", META))}
+
+    def fill(answers, names=names):
+        with path.open("w", newline="") as file:
+            csv.writer(file).writerows([bounds.COLUMNS, *zip(names, answers, strict=True)])
+
+    fill(["no"] * 10)
+    found = verbs.add_review(Path("set"), report, path)["review"]
+    assert found["ci95"] == [0.0, pytest.approx(1 - 0.025**0.1)]
+    text = Path("set/README.md").read_text()
+    assert "10 of the kept images, drawn at random, and found 0" in text
+    fill(["no"] * 8 + ["yes", ""])
+    found = verbs.add_review(Path("set"), report, path)["review"]
+    assert (found["found"], found["not_looked_at"]) == (1, 1)
+    assert make(student, "set", n=40, size=20)["review"] == found, "the card forgot the review"
+    others = [r["file_name"] for r in rows(Path("set", META)) if r["file_name"] not in names]
+    fill(["no"] * 10, others[:10])
+    with pytest.raises(ValueError, match="not the random sample"):
+        verbs.add_review(Path("set"), report, path)
+    fill(["perhaps"] * 10)
+    with pytest.raises(ValueError, match="line 2"):
+        bounds.read_review(path)
+
+
+def test_a_sample_of_3000_clean_images_bounds_at_a_tenth_of_a_percent():
+    names = [str(i) for i in range(3000)]
+    found = bounds.reviewed(dict.fromkeys(names, False), names)
+    assert found["ci95"][1] == pytest.approx(0.00123, abs=1e-5)
+
+
+# --- what other tools read -----------------------------------------------------------------------
+
+
+def test_the_folder_is_an_image_folder(student):
+    make(student, "set", pseudo_random)
+    found = rows(Path("set", META))
+    # one list, at the top; every image in it, no other file that a loader would take for one
+    assert list(Path("set").rglob("metadata.*")) == [Path("set", META)]
+    on_disk = {str(p.relative_to("set")) for p in Path("set").rglob("*.png")}
+    assert {r["file_name"] for r in found} == on_disk
+    assert len({tuple(sorted(r)) for r in found}) == 1
+    visible = [p for p in Path("set").rglob("*") if p.is_file() and ".sfd" not in p.parts]
+    assert {p.suffix for p in visible} == {".png", ".jsonl", ".md"}
+    pictures, labels, names = images.read_labelled("set")
+    assert names == ["right", "top"]
+    assert [names[i] for i in labels] == [r["label"] for r in found]
+    assert (pictures[4] == images.read_image(Path("set", found[4]["file_name"]))).all()
+    front = Path("set/README.md").read_text().split("---")[1]
+    assert content.parse_yaml(front, "card")["tags"] == ["synthetic", "sfd"]
+
+
+def test_tars_are_the_same_bytes_and_hold_whole_samples(student):
+    make(student, "set", pseudo_random)
+    assert webdataset.write(Path("set"), Path("a")) == 3
+    time.sleep(1.1)  # of a file's time, one second would show
+    os.utime("set/000000/00000000.png")
+    webdataset.write(Path("set"), Path("b"))
+    assert files(Path("a")) == files(Path("b"))
+    found = {r["file_name"]: r for r in rows(Path("set", META))}
+    with tarfile.open("a/000001.tar") as tar:
+        names = tar.getnames()
+        assert names[:3] == ["00000010.png", "00000010.cls", "00000010.json"]
+        assert len(names) == 30
+        row = found["000001/00000010.png"]
+        assert tar.extractfile(names[0]).read() == Path("set", row["file_name"]).read_bytes()
+        assert int(tar.extractfile(names[1]).read()) == row["condition"]
+        assert json.loads(tar.extractfile(names[2]).read())["seed"] == row["seed"]
+    with pytest.raises(ValueError, match="inside the image folder"):
+        webdataset.write(Path("set"), Path("set/tars"))
+
+
+# --- a disk that fills ---------------------------------------------------------------------------
+
+
+def test_a_full_disk_leaves_whole_folders_and_resumes(student, monkeypatch):
+    make(student, "whole", pseudo_random)
+    real, count = Path.write_bytes, [0]
+
+    def full(self, data):
+        count[0] += self.suffix == ".png"
+        if count[0] > 14:
+            real(self, data[:7])
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(self, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        with pytest.raises(OSError, match="No space left"):
+            make(student, "set", pseudo_random, workers=1)
+    there = [p for p in Path("set").iterdir() if p.name != ".sfd"]
+    assert [p.name for p in there] == ["000000"]
+    for row in rows(there[0] / META):
+        images.read_image(there[0] / row["file_name"])
+    make(student, "set", pseudo_random)
+    assert files(Path("set")) == files(Path("whole"))
+
+
+def test_bad_words_end_in_one_line(run):
+    def refused(*words):
+        done = subprocess.run(
+            [sys.executable, "-m", "sfd", "synthesize", str(run), "set", *words],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        lines = [line for line in done.stderr.splitlines() if line.startswith("sfd: ")]
+        assert (done.returncode, len(lines)) == (2, 1), done.stderr
+        assert "Traceback" not in done.stderr
+        assert not Path("set").exists()
+        return lines[0]
+
+    with pytest.raises(ValueError, match="did you mean 'seed'"):
+        _numbers(["n=3", "sed=1"])
+    assert _numbers(["n=3", "seed=1"]) == {"n": 3, "seed": 1}
+    assert "'left' is forgotten" in refused("--labels", "left")
+    for words, says in (
+        (("--shard", "4/4"), "shard '4/4'"),
+        (("--prompt", "a bag"), "asked in classes"),
+        (("--detector", "digits"), "has no label for 'left'"),
+        (("--private", "nowhere"), "no such data"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(says)):
+            options = {words[0][2:]: words[1]}
+            if "prompt" in options:
+                options = {"prompts": ["a bag"]}
+            if "detector" in options:
+                options = {"detectors": ["digits"]}
+            verbs.synthesize_run(run, Path("set"), n=4, **options)
+
+
+def test_places_are_all_in_one_folder_each():
+    layout = Layout(Path("set"), 25, 10)
+    assert [len(layout.places(i)) for i in layout.numbers] == [10, 10, 5]
+    assert layout.missing() == [0, 1, 2]
+    assert folders.remaining(layout, (2, 3)) == 5
