@@ -38,7 +38,7 @@ def run(
     """
     plan = configs.load(recipe, overrides)
     where = jobs.device_of(device)
-    folder = jobs.folder_of(recipe, plan, out)
+    folder = configs.folder_of(recipe, plan, out)
     job = jobs.prepare(recipe, plan, where)
     found = jobs.run_job(
         job, folder, device=where, force=force, say=lambda text: None, progress=_quiet
@@ -59,6 +59,7 @@ def audit(
     out: str | Path | None = None,
     device: str | None = None,
     gold: str | Path | None = None,
+    plain: str | Path | None = None,
     attack_images: str | None = None,
     steps: int | None = None,
     guidance: float | None = None,
@@ -70,8 +71,8 @@ def audit(
     `guidance`), an ONNX generator or a folder of images. `generate(conditions, seeds)` is asked for
     uint8 images `[N, H, W, C]`; a condition is a prompt, or the index of one of `labels` (those of
     the suite's judge). What no student is must say its `concepts`, by name, and may say its
-    original `teacher` (a name, a file, a folder). Where the suite attacks, `gold` is the run of a
-    student that never knew the concepts, and `attack_images` are an attacker's labelled images.
+    original `teacher` (a name, a file, a folder). `gold` is the run of a student that never knew
+    the concepts, `plain` of one that forgot nothing; `attack_images` are an attacker's images.
     `review` images of each concept are left in `review/` for people to look at. Raises ValueError
     in one line.
     """
@@ -80,8 +81,8 @@ def audit(
     where = jobs.device_of(device)
     names = concepts.split(",") if isinstance(concepts, str) else list(concepts)
     if generate is not None:
-        if gold or attack_images or steps is not None or guidance is not None:
-            raise ValueError("audit: a function takes no gold, attack_images, steps or guidance")
+        if gold or plain or attack_images or steps is not None or guidance is not None:
+            raise ValueError("audit: a function has no rivals, attack_images, steps or guidance")
         folder = Path(out or "audit")
         result = verbs.audit_function(
             generate, suite, folder, device=where, progress=_quiet, labels=labels, names=names,
@@ -94,7 +95,8 @@ def audit(
         folder = Path(out) if out else verbs.folder_for(Path(path))
         result = verbs.audit_file(
             Path(path), suite, folder, device=where, progress=_quiet,
-            gold=Path(gold) if gold else None, attack_images=attack_images, steps=steps,
+            gold=Path(gold) if gold else None,
+            plain=Path(plain) if plain else None, attack_images=attack_images, steps=steps,
             guidance=guidance, names=names, original=teacher, review=review,
         )  # fmt: skip
     report.write(folder)

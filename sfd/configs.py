@@ -294,6 +294,11 @@ def _override(data: dict[str, Any], text: str) -> None:
     data[last] = content.parse_yaml(value, repr(text))
 
 
+def folder_of(name: str, recipe: Recipe, out: str | None = None) -> Path:
+    """Where a recipe's run lives: `out`, the recipe's `out`, or `runs/<name>`."""
+    return Path(out or recipe.out or f"runs/{Path(name).stem}").expanduser()
+
+
 def plain(recipe: Strict) -> dict[str, Any]:
     """A recipe as plain data, every default spelled out."""
     return recipe.model_dump(mode="json", exclude_none=True)

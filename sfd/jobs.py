@@ -21,6 +21,7 @@ from sfd import (
     objectives,
     plugins,
     provenance,
+    rivals,
     state,
     teachers,
     train,
@@ -71,11 +72,6 @@ def device_of(asked: str | None = None) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError("no CUDA device here: leave --device out, or say --device cpu")
     return device
-
-
-def folder_of(name: str, recipe: Recipe, out: str | None = None) -> Path:
-    """Where a recipe's run lives: `out`, the recipe's `out`, or `runs/<name>`."""
-    return Path(out or recipe.out or f"runs/{Path(name).stem}").expanduser()
 
 
 def lineage(recipe: Recipe) -> list[str]:
@@ -330,7 +326,7 @@ def _start_folder(job: Job, *, device: torch.device, say: Say, progress: Progres
     if Path(start).expanduser().is_dir():
         return Path(start).expanduser()
     recipe = configs.load(start)
-    folder = folder_of(start, recipe)
+    folder = configs.folder_of(start, recipe)
     if not (folder / "student.safetensors").is_file():
         say(f"{job.name} starts from {start}: training that first, in {folder}")
         first = prepare(start, recipe, device)
@@ -407,44 +403,24 @@ def audit_subject(
     device: torch.device,
     progress: Progress,
     gold: Path | None = None,
+    plain: Path | None = None,
     controls: Sequence[dict[str, Any]] = (),
     review: int = 0,
 ) -> dict[str, Any]:
     """`eval.audit`, with the teacher as it is for sampling: in float32.
 
-    `gold` is the run folder or file of a student that never knew the concepts; by default the
-    finished run of `<teacher>-gold`, if it is there and the suite attacks.
+    `gold` and `plain` are run folders or files of students that never knew the concepts and that
+    forgot nothing; by default the finished runs of `<teacher>-gold` and `<teacher>-plain`.
     """
     if teacher:
         teachers.set_precision(teacher.denoiser, "fp32")
-    attacked = isinstance(suite, suites.Suite) and suite.attacks
-    rival = _gold_of(subject, teacher, gold, device) if teacher and attacked else None
     return audit(
-        subject, suite, teacher, folder, device=str(device), gold=rival, controls=controls,
+        subject, suite, teacher, folder, device=str(device), controls=controls,
+        gold=rivals.gold_of(subject, teacher, gold, device),
+        plain=rivals.plain_of(subject, teacher, plain, device),
         review=review, progress=progress,
     )  # fmt: skip
 
 
-def _gold_of(
-    subject: Subject, teacher: Teacher, path: Path | None, device: torch.device
-) -> Subject | None:
-    """The gold's student. Raises ValueError if `path` names one that does not fit."""
-    if path is None:
-        name = f"{teacher.name}-gold"
-        if name not in content.names("configs"):
-            return None
-        path = folder_of(name, configs.load(name))
-        if not (path / "student.safetensors").is_file():
-            return None
-    gold = of_student(path, str(device), [])
-    if list(gold.labels) != list(subject.labels):
-        raise ValueError(f"{path}: the gold's labels {gold.labels} are not the subject's")
-    asked = [c for c in subject.concepts if isinstance(c, Concept)]
-    knew = [c.label_name for c in asked if c.label not in gold.without]
-    if knew:
-        raise ValueError(f"{path}: was taught {', '.join(knew)}, so it is no gold to compare with")
-    return gold
-
-
-__all__ = ["CODES", "Job", "audit_subject", "device_of", "folder_of", "lineage",
+__all__ = ["CODES", "Job", "audit_subject", "device_of", "lineage",
            "notes", "prepare", "run_job", "train_job"]  # fmt: skip

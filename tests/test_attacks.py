@@ -17,8 +17,8 @@ from sfd import (
     content,
     features,
     images,
-    jobs,
     report,
+    rivals,
     teachers,
     verbs,
 )
@@ -620,16 +620,21 @@ def test_a_gold_must_fit_and_be_needed():
         file = Path(name, "student.safetensors")
         checkpoints.write_model(file, teacher.make_student(), {**card, **changed}, half=False)
     subject = subject_of(mixture_toy(teacher, tied()), [concept])
-    gold = jobs._gold_of(subject, teacher, Path("gold"), CPU)
+    gold = rivals.gold_of(subject, teacher, Path("gold"), CPU)
     assert gold is not None and gold.without == [0] and gold.victim is not None
     assert gold.victim.without == (0,) and gold.victim.sigma_init == 2.5
-    assert jobs._gold_of(subject, teacher, None, CPU) is None  # nothing is trained unasked
+    assert rivals.gold_of(subject, teacher, None, CPU) is None  # nothing is trained unasked
     with pytest.raises(ValueError, match="was taught left, so it is no gold"):
-        jobs._gold_of(subject, teacher, Path("taught"), CPU)
+        rivals.gold_of(subject, teacher, Path("taught"), CPU)
     with pytest.raises(ValueError, match="are not the subject's"):
-        jobs._gold_of(subject, teacher, Path("other"), CPU)
-    options = {"device": CPU, "progress": lambda *a: None, "gold": Path("gold")}
-    with pytest.raises(ValueError, match="suite mixture has no attacks: leave --gold"):
+        rivals.gold_of(subject, teacher, Path("other"), CPU)
+    plain = rivals.plain_of(subject, teacher, Path("taught"), CPU)
+    assert plain is not None and not plain.concepts
+    assert rivals.plain_of(subject, teacher, None, CPU) is None
+    with pytest.raises(ValueError, match="it is not plain"):
+        rivals.plain_of(subject, teacher, Path("gold"), CPU)
+    options = {"device": CPU, "progress": lambda *a: None, "attack_images": "teacher"}
+    with pytest.raises(ValueError, match="suite mixture has no attacks: leave --attack-images"):
         verbs.audit_file(Path("taught"), "mixture", Path("out"), **options)
 
 

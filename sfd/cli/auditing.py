@@ -25,7 +25,10 @@ def audit(
         str | None, typer.Option(help="Build and audit the known answers of this recipe.")
     ] = None,
     gold: Annotated[
-        str | None, typer.Option(help="Run of a student that never knew it, for attacks.")
+        str | None, typer.Option(help="Run of a student that never knew it, to compare with.")
+    ] = None,
+    plain: Annotated[
+        str | None, typer.Option(help="Run of a student that forgot nothing, to compare with.")
     ] = None,
     attack_images: Annotated[
         str | None, typer.Option(help="An attacker's labelled images, or 'teacher'.")
@@ -89,7 +92,8 @@ def audit(
             raise typer.Exit(jobs.code_of(result))
         result = verbs.audit_file(
             Path(subject), suite, folder, device=where, progress=progress,
-            gold=Path(gold) if gold else None, attack_images=attack_images, steps=steps,
+            gold=Path(gold) if gold else None, plain=Path(plain) if plain else None,
+            attack_images=attack_images, steps=steps,
             guidance=guidance, names=names, original=teacher, review=review,
         )  # fmt: skip
     conclude(result, folder, as_json)

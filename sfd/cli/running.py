@@ -70,7 +70,7 @@ def _main_job(
     from sfd import configs, jobs
 
     recipe, _, out_too = _recipe(name, overrides)
-    folder = jobs.folder_of(name, recipe, out or out_too)
+    folder = configs.folder_of(name, recipe, out or out_too)
     job = jobs.prepare(name, recipe, jobs.device_of(device))
     for note in jobs.notes(recipe) if os.environ.get("RANK", "0") == "0" else ():
         print(f"note: {note}", file=sys.stderr)

@@ -24,13 +24,15 @@ def audit(
     *,
     device: str = "cpu",
     gold: Subject | None = None,
+    plain: Subject | None = None,
     controls: Sequence[dict[str, Any]] = (),
     review: int = 0,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Audit `subject` against its original `teacher`, if there is one; `audit.json`'s content.
 
-    `gold` is a one-step generator that never knew the concepts: attacks are compared with it.
+    `gold` is a one-step generator that never knew the concepts: attacks are compared with it;
+    `plain` is one that forgot nothing.
     `review` images of each concept are left for people to look at.
     Leaves `audit.json`, `sheets/` and transcripts of attacks in `folder`. Raises ValueError, in one
     line, if the suite's judges and reference, the concepts and the teacher do not fit together.
@@ -42,7 +44,7 @@ def audit(
     options: Any = {"device": device, "controls": controls, "progress": progress, "review": review}
     if isinstance(suite, PromptSuite):
         return prompts.audit(subject, suite, teacher, folder, **options)
-    return classes.audit(subject, suite, teacher, folder, gold=gold, **options)
+    return classes.audit(subject, suite, teacher, folder, gold=gold, plain=plain, **options)
 
 
 __all__ = ["AnySuite", "PromptSuite", "Subject", "Suite", "audit", "load_judge"]

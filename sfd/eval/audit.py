@@ -16,6 +16,7 @@ from sfd.eval import claims, class_teacher, common, evidence, ladder, suites
 from sfd.eval import review as reviews
 from sfd.eval.evidence import Drawn
 from sfd.eval.quality import quality
+from sfd.eval.relative import relative
 from sfd.eval.subjects import Subject
 from sfd.eval.suites import Suite
 from sfd.teachers import Teacher
@@ -29,6 +30,7 @@ def audit(
     *,
     device: str = "cpu",
     gold: Subject | None = None,
+    plain: Subject | None = None,
     controls: Sequence[dict[str, Any]] = (),
     review: int = 0,
     progress: common.Progress | None = None,
@@ -36,6 +38,7 @@ def audit(
     """Audit `subject` against its original `teacher`, if there is one; `audit.json`'s content.
 
     `gold` is a one-step generator that never knew the concepts: attacks are compared with it.
+    `plain` is one that forgot nothing: with both, the audit says which the subject is nearer to.
     `review` images of each concept are left for people to look at.
     Leaves `audit.json`, `sheets/` and the transcripts of attacks in `folder`. Raises ValueError, in
     one line, if the suite's judges, reference and the labels do not fit together.
@@ -122,6 +125,8 @@ def audit(
         baseline=class_teacher.described(teacher, suite, side) if teacher and side else {},
     )
     found["hygiene"] = common.hygiene(subject, teacher)
+    compared = relative(gold, plain, grid, asked, concepts, plan=plan, extract=extract)
+    found |= {"relative": compared} if compared else {}
     found["attacks"], skipped = ladder.attacked(
         subject,
         suite,

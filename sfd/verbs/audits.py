@@ -22,6 +22,7 @@ def audit_file(
     device: torch.device,
     progress: Progress,
     gold: Path | None = None,
+    plain: Path | None = None,
     attack_images: str | None = None,
     steps: int | None = None,
     guidance: float | None = None,
@@ -32,14 +33,15 @@ def audit_file(
     """Audit what lies at a path by a suite (the run's own): see `subjects.open_path`.
 
     `gold` is what attacks are compared with (default: the run of `<teacher>-gold`, if it is there),
-    `attack_images` an attacker's labelled images instead of the suite's. A pipeline is sampled by
-    its own scheduler in `steps` with `guidance`. `review` images of each concept are left for
-    people to look at.
+    `plain` a student that forgot nothing (`<teacher>-plain`): the audit says which of the two the
+    subject is nearer to. `attack_images` are an attacker's labelled images instead of the suite's.
+    A pipeline is sampled by its own scheduler in `steps` with `guidance`. `review` images of each
+    concept are left for people to look at.
     """
     opened = open_path(
         path, suite, names=names, original=original, steps=steps, guidance=guidance, device=device
     )
-    return _audited(opened, folder, device, progress, review, gold, attack_images)
+    return _audited(opened, folder, device, progress, review, gold, plain, attack_images)
 
 
 def audit_function(
@@ -68,18 +70,25 @@ def _audited(
     progress: Progress,
     review: int,
     gold: Path | None = None,
+    plain: Path | None = None,
     attack_images: str | None = None,
 ) -> dict[str, Any]:
     subject, chosen, teacher = opened
     attacked = isinstance(chosen, suites.Suite) and chosen.attacks
-    if (gold or attack_images) and not attacked:
-        raise ValueError(
-            f"suite {chosen.name} has no attacks: leave --gold and --attack-images out"
-        )
+    if attack_images and not attacked:
+        raise ValueError(f"suite {chosen.name} has no attacks: leave --attack-images out")
     if attack_images is not None:
         chosen = chosen.model_copy(update={"attack_images": attack_images})
     return jobs.audit_subject(
-        subject, chosen, teacher, folder, device=device, progress=progress, gold=gold, review=review
+        subject,
+        chosen,
+        teacher,
+        folder,
+        device=device,
+        progress=progress,
+        gold=gold,
+        plain=plain,
+        review=review,
     )
 
 
@@ -157,6 +166,6 @@ def _gold(job: Job, *, device: torch.device, say: Say, progress: Progress) -> Pa
         c.label for c in job.concepts if isinstance(c, concepts.Concept)
     }:
         return None
-    folder = jobs.folder_of(recipe_name, recipe)
+    folder = configs.folder_of(recipe_name, recipe)
     jobs.train_job(gold, folder, device=device, force=False, say=say, progress=progress)
     return folder

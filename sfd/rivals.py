@@ -1,0 +1,62 @@
+"""The one-step students that a subject is compared with: they never knew, or forgot nothing."""
+
+from pathlib import Path
+
+import torch
+
+from sfd import configs, content
+from sfd.concepts import Concept
+from sfd.eval.subjects import Subject, of_student
+from sfd.teachers import Teacher
+
+
+def gold_of(
+    subject: Subject, teacher: Teacher | None, path: Path | None, device: torch.device
+) -> Subject | None:
+    """The student at `path` that never knew the concepts, or the finished run `<teacher>-gold`.
+
+    None where there is none. Raises ValueError if `path` names one that does not fit.
+    """
+    gold = _student(subject, teacher, path, "gold", device)
+    if gold is None:
+        return None
+    asked = [c for c in subject.concepts if isinstance(c, Concept)]
+    knew = [c.label_name for c in asked if c.label not in gold.without]
+    if knew and path is None:
+        return None
+    if knew:
+        raise ValueError(f"{path}: was taught {', '.join(knew)}, so it is no gold to compare with")
+    return gold
+
+
+def plain_of(
+    subject: Subject, teacher: Teacher | None, path: Path | None, device: torch.device
+) -> Subject | None:
+    """The student at `path` that forgot nothing, or the finished run `<teacher>-plain`.
+
+    None where there is none. Raises ValueError if `path` names one that does not fit.
+    """
+    plain = _student(subject, teacher, path, "plain", device)
+    if plain and (plain.concepts or plain.without):
+        if path is None:
+            return None
+        raise ValueError(f"{path}: has forgotten something, or never knew it: it is not plain")
+    return plain
+
+
+def _student(
+    subject: Subject, teacher: Teacher | None, path: Path | None, kind: str, device: torch.device
+) -> Subject | None:
+    if path is None:
+        name = f"{teacher.name}-{kind}" if teacher else ""
+        if name not in content.names("configs"):
+            return None
+        path = configs.folder_of(name, configs.load(name))
+        if not (path / "student.safetensors").is_file():
+            return None
+    student = of_student(path, str(device))
+    if list(student.labels) != list(subject.labels):
+        raise ValueError(
+            f"{path}: the {kind} student's labels {student.labels} are not the subject's"
+        )
+    return student
