@@ -417,8 +417,7 @@ def audit_subject(
     """
     if teacher:
         teachers.set_precision(teacher.denoiser, "fp32")
-    attacked = isinstance(suite, suites.Suite) and suite.attacks
-    rival = _gold_of(subject, teacher, gold, device) if teacher and attacked else None
+    rival = _gold_of(subject, teacher, gold, device) if teacher and suite.attacks else None
     return audit(
         subject, suite, teacher, folder, device=str(device), gold=rival, controls=controls,
         review=review, progress=progress,

@@ -71,10 +71,14 @@ def _audited(
     attack_images: str | None = None,
 ) -> dict[str, Any]:
     subject, chosen, teacher = opened
-    attacked = isinstance(chosen, suites.Suite) and chosen.attacks
-    if (gold or attack_images) and not attacked:
+    if (gold or attack_images) and not chosen.attacks:
         raise ValueError(
             f"suite {chosen.name} has no attacks: leave --gold and --attack-images out"
+        )
+    if attack_images is not None and isinstance(chosen, suites.PromptSuite):
+        raise ValueError(
+            f"suite {chosen.name} asks in words: what its attackers have the teacher draws, leave"
+            " --attack-images out"
         )
     if attack_images is not None:
         chosen = chosen.model_copy(update={"attack_images": attack_images})
