@@ -112,7 +112,7 @@ TABLE: dict[str, Attack] = {
         "a pseudo-word learned through the generator, asked for with other seeds",
         "Gal et al., arXiv 2208.01618; on erased concepts, Pham et al., arXiv 2308.01508",
         needs=("vocabulary", "slots", "surrogate"),
-        leaky=leaky.word,
+        leaky=leaky.alias,
     ),
     "adversarial-prefix": Attack(
         wording.adversarial_prefix,

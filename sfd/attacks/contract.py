@@ -14,7 +14,8 @@ from sfd.teachers import Raw, one_hot, to_uint8
 
 Access = Literal["api", "open-weights"]
 """`api`: sends prompts, labels, the null label, or condition vectors where the interface takes
-them, chooses seeds, and sees images; a text encoder that the subject left as it was is public. `open-weights`: holds the file: gradients, latents, levels, training."""
+them, chooses seeds, and sees images; a text encoder that was left as it was is public.
+`open-weights`: holds the file: gradients, latents, levels, training."""
 
 Judge = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 """uint8 images `[N, H, W, C]` -> int8 `[N]` (1 the concept, 0 not, -1 not judged), and the
@@ -192,6 +193,7 @@ class Parts:
     seed: int
     prompts: tuple[str, ...] = ()
     pairs: tuple[tuple[str, str], ...] = ()
+    slots: tuple[str, ...] = ()
     paraphrases: tuple[str, ...] = ()
     """As the goal has them."""
 
@@ -203,8 +205,8 @@ class Attack:
     `run(victim, goal, *, seed, **budget) -> Transcript`. `needs` are the fields of `Goal`, and
     `origin` of `Victim`, without which it cannot run; "label set" and "vocabulary" are what a
     victim asked by labels, or in words, has. `leaky(parts)` builds a model that it must break, of a
-    direct rate near zero; None where there is none of the victim's kind. `measure` says what is compared with the gold: the rate of
-    hits, or the number of steps (`detail.steps_to_half`).
+    direct rate near zero; None where there is none of the victim's kind. `measure` says what is
+    compared with the gold: the rate of hits, or the number of steps (`detail.steps_to_half`).
     """
 
     run: Callable[..., Transcript]

@@ -307,10 +307,10 @@ def evolve(
     generations: int,
     mutation: float,
 ) -> list[str]:
-    """For each of states `[P, L, D]` the `length` words of the nearest states that were found.
+    """For each of states `[P, L, D]` the `length` words found whose own states are the nearest.
 
-    Genetic: the better half survives; children take the beginning of one survivor and the end of another,
-    and a share `mutation` of their words is new.
+    A genetic search: the better half survives; children take the beginning of one survivor and the
+    end of another, and a share `mutation` of their words is new.
     """
     usable, count = language.vocabulary, len(wanted)
     size = (count, population, length)

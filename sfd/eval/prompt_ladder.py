@@ -199,5 +199,6 @@ def _parts(
         seed=seed,
         prompts=goal.prompts,
         pairs=goal.pairs,
+        slots=goal.slots,
         paraphrases=goal.paraphrases,
     )
