@@ -226,6 +226,7 @@ def spell(
                 -math.inf, -math.inf, -math.inf
             )
 
+    each = torch.arange(len(prompts), device=at.device)
     best = valued(at)
     first = np.where(best.cpu().numpy() > math.log(0.5), 0, -1)
     for step in range(1, steps + 1):
@@ -245,7 +246,7 @@ def spell(
             where = torch.from_numpy((place * length).astype(np.int64)).to(at.device)
             which = torch.from_numpy((rank * ranked.shape[2]).astype(np.int64)).to(at.device)
             other = at.clone()
-            other[rows, where] = ranked[rows, where, which]
+            other[each, where] = ranked[each, where, which]
             now = valued(other)
             better = now > best
             best = torch.where(better, now, best)

@@ -154,8 +154,8 @@ def _onlooker(judge: Classifier) -> Callable[[torch.Tensor], torch.Tensor]:
     """A judge's log-probabilities of images in [-1, 1], without gradients."""
 
     def look(pictures: torch.Tensor) -> torch.Tensor:
-        found = torch.from_numpy(judge.probabilities(to_uint8(pictures)))
-        return found.clamp(min=1e-12).log().to(pictures.device)
+        found, _ = evidence.judge(judge, to_uint8(pictures))  # NaN where it raises
+        return torch.from_numpy(found).clamp(min=1e-12).log().to(pictures.device)
 
     return look
 
