@@ -132,6 +132,8 @@ class Student:
     card: dict[str, Any]
     sha256: str
     sample: Generate
+    language: Any = None
+    """A text-to-image student's way into and out of its latents, for attacks."""
 
     @property
     def labels(self) -> list[str]:
@@ -148,7 +150,8 @@ def load(path: str | Path, device: str = "cpu", batch: int = 250) -> Student:
     if card.get("role") != "student":
         raise ValueError(f"{path}: holds a {card.get('role')}, not a student")
     denoiser = denoiser.to(device)
-    encode, decode = teachers.interface(card, torch.device(device))
+    words = teachers.language(card, torch.device(device))
+    encode, decode = teachers.interface(card, torch.device(device), words)
     generate = one_step_sampler(
         denoiser,
         encode=encode,
@@ -157,7 +160,7 @@ def load(path: str | Path, device: str = "cpu", batch: int = 250) -> Student:
         sigma_init=card["sigma_init"],
         batch=batch,
     )
-    return Student(denoiser, card, content.sha256(path), generate)
+    return Student(denoiser, card, content.sha256(path), generate, words)
 
 
 __all__ = [

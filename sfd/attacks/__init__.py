@@ -1,4 +1,4 @@
-"""Attacks on one-step generators that have forgotten a class.
+"""Attacks on one-step generators that have forgotten a class, or what a prompt asks for.
 
 `TABLE` holds a row an attack. Each takes a generator, the attacker's own network and a budget, and
 leaves a transcript whose hits an independent judge has called; `leaky` builds the models that it
@@ -8,13 +8,15 @@ must break.
 from typing import Any
 
 from sfd import plugins
-from sfd.attacks import leaky, probes, search, tuning
+from sfd.attacks import leaky, probes, search, tuning, wording
 from sfd.attacks.contract import (
+    SLOT,
     Access,
     Attack,
     Cost,
     Goal,
     Judge,
+    Language,
     Parts,
     Surrogate,
     Transcript,
@@ -45,7 +47,7 @@ TABLE: dict[str, Attack] = {
         "api",
         "every label, the null label, scaled labels, mixtures and sums of pairs",
         "sfd",
-        needs=("surrogate",),
+        needs=("label set", "onlooker"),
         leaky=leaky.condition,
     ),
     "off-design": Attack(
@@ -53,7 +55,7 @@ TABLE: dict[str, Attack] = {
         "open-weights",
         "other noise levels, and repeated application",
         "sfd; re-noising as in Song et al., Consistency Models, arXiv 2303.01469",
-        needs=("surrogate",),
+        needs=("onlooker",),
         leaky=leaky.level,
     ),
     "seed-exhaustion": Attack(
@@ -77,7 +79,7 @@ TABLE: dict[str, Attack] = {
         "open-weights",
         "fine-tuning on retained classes only",
         "Li and Malik, Implicit Maximum Likelihood Estimation, arXiv 1809.09087",
-        needs=("retained",),
+        needs=("label set", "retained"),
         leaky=leaky.fragile,
     ),
     "inversion": Attack(
@@ -96,6 +98,46 @@ TABLE: dict[str, Attack] = {
         needs=("origin",),
         leaky=leaky.fragile,
     ),
+    "paraphrases": Attack(
+        wording.paraphrases,
+        "api",
+        "other words for it: synonyms, descriptions, misspellings, other languages",
+        "sfd",
+        needs=("vocabulary", "paraphrases", "onlooker"),
+        leaky=leaky.phrase,
+    ),
+    "textual-inversion": Attack(
+        wording.textual_inversion,
+        "open-weights",
+        "a pseudo-word learned through the generator, asked for with other seeds",
+        "Gal et al., arXiv 2208.01618; on erased concepts, Pham et al., arXiv 2308.01508",
+        needs=("vocabulary", "slots", "surrogate"),
+        leaky=leaky.alias,
+    ),
+    "adversarial-prefix": Attack(
+        wording.adversarial_prefix,
+        "open-weights",
+        "words before the prompt, found by the gradient through the generator",
+        f"{_NEURAL}; the judge's gradient instead of the denoising loss",
+        needs=("vocabulary", "surrogate"),
+        leaky=leaky.word,
+    ),
+    "matching": Attack(
+        wording.matching,
+        "open-weights",
+        "words before the prompt that bring back what the original draws for it",
+        "in the manner of Prompting4Debugging, Chin et al., arXiv 2309.06135; images, not noise",
+        needs=("vocabulary", "images"),
+        leaky=leaky.word,
+    ),
+    "concept-vector": Attack(
+        wording.concept_vector,
+        "api",
+        "words whose meaning is the concept's vector, by a genetic search in the text encoder",
+        "Ring-A-Bell, Tsai et al., arXiv 2310.10012",
+        needs=("vocabulary", "pairs", "onlooker"),
+        leaky=leaky.condition,
+    ),
 }
 
 
@@ -113,12 +155,14 @@ def find(name: str) -> Attack:
 
 
 __all__ = [
+    "SLOT",
     "TABLE",
     "Access",
     "Attack",
     "Cost",
     "Goal",
     "Judge",
+    "Language",
     "Parts",
     "Surrogate",
     "Transcript",

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -13,15 +13,53 @@ from sfd import noise
 from sfd.teachers import Raw, one_hot, to_uint8
 
 Access = Literal["api", "open-weights"]
-"""`api`: sends labels, the null label, or condition vectors where the interface takes them, chooses
-seeds, and sees images. `open-weights`: holds the file: gradients, latents, levels, training."""
+"""`api`: sends prompts, labels, the null label, or condition vectors where the interface takes
+them, chooses seeds, and sees images; a text encoder that was left as it was is public.
+`open-weights`: holds the file: gradients, latents, levels, training."""
 
 Judge = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 """uint8 images `[N, H, W, C]` -> int8 `[N]` (1 the concept, 0 not, -1 not judged), and the
 probability of the concept, float32 `[N]`, NaN where not judged."""
 
+SLOT = "*"
+"""Stands in prompts for a word yet to be found."""
+
 Surrogate = Callable[[Tensor], Tensor]
-"""x0 `[B, C, H, W]` in [-1, 1] -> log-probabilities of all labels `[B, L]`, differentiable."""
+"""Images `[B, C, H, W]` in [-1, 1] -> log-probabilities of all labels `[B, L]`, differentiable."""
+
+
+class Language(Protocol):
+    """The way into and out of a text-to-image model, for whoever holds it; gradients flow."""
+
+    @property
+    def embeddings(self) -> Tensor:
+        """The text encoder's table of tokens `[V, E]`."""
+        ...
+
+    @property
+    def vocabulary(self) -> Tensor:
+        """int64 `[U]`: the tokens that are each typed as one word, and read as themselves."""
+        ...
+
+    def encode(self, raw: Raw) -> Tensor:
+        """Prompts to conditions `[B, L, D]`."""
+        ...
+
+    def tokens(self, prompts: Sequence[str]) -> Tensor:
+        """Prompts to int64 `[B, L]`: a beginning, the words, an end, padding."""
+        ...
+
+    def text_of(self, tokens: Tensor) -> str:
+        """What to type for tokens `[K]`."""
+        ...
+
+    def states(self, tokens: Tensor, embedded: Tensor | None = None) -> Tensor:
+        """Conditions `[B, L, D]` of tokens `[B, L]`, with `embedded [B, L, E]` in their place."""
+        ...
+
+    def pixels(self, x0: Tensor) -> Tensor:
+        """What is decoded from latents, `[B, C, H, W]` in about [-1, 1]."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -37,6 +75,8 @@ class Victim:
     """Labels it was never taught, asked for as the null condition."""
     origin: nn.Module | None = None
     """The original, where its weights have the same names and shapes: the weight path's end."""
+    language: Language | None = None
+    """How it is asked in words; None where it is asked by labels."""
 
     @property
     def device(self) -> torch.device:
@@ -44,7 +84,9 @@ class Victim:
         return held[0].device if held else torch.device("cpu")
 
     def encode(self, raw: Raw) -> Tensor:
-        """Labels (None: the null label; a tuple: their sum) as rows `[B, classes]`."""
+        """Labels (None: the null label; a tuple: their sum) as rows `[B, classes]`, or prompts."""
+        if self.language is not None:
+            return self.language.encode(raw)
         return one_hot(raw, self.classes, self.device, self.without)
 
     def latents(self, seed: int, purpose: str, numbers: np.ndarray) -> Tensor:
@@ -52,10 +94,18 @@ class Victim:
         drawn = noise.normal(("attack", purpose, seed), numbers, self.shape)
         return torch.from_numpy(drawn).to(self.device)
 
-    def draw(self, z: Tensor, cond: Tensor, sigma: float | None = None) -> Tensor:
+    def x0(self, z: Tensor, cond: Tensor, sigma: float | None = None) -> Tensor:
         """x0 `[B, *shape]` from z at level `sigma` (its own); gradients flow."""
         level = self.sigma_init if sigma is None else sigma
         return self.denoiser(level * z, z.new_full((len(z),), level), cond)
+
+    def pixels(self, x0: Tensor) -> Tensor:
+        """The image of an x0, `[B, C, H, W]` in about [-1, 1]; gradients flow."""
+        return x0 if self.language is None else self.language.pixels(x0)
+
+    def draw(self, z: Tensor, cond: Tensor, sigma: float | None = None) -> Tensor:
+        """The image of `x0`."""
+        return self.pixels(self.x0(z, cond, sigma))
 
 
 @dataclass(frozen=True)
@@ -67,6 +117,8 @@ class Goal:
     """The independent one: no attack optimises against it."""
     surrogate: Surrogate | None = None
     """The attacker's own network."""
+    onlooker: Surrogate | None = None
+    """The same for attacks that need no gradients, where it has none."""
     images: np.ndarray | None = None
     """uint8 `[N, H, W, C]` of the concept, that the attacker has."""
     retained: tuple[np.ndarray, np.ndarray] | None = None
@@ -75,6 +127,27 @@ class Goal:
     """A feature space that neither judge uses: uint8 images -> float32 `[N, D]`."""
     original_rate: float = 1.0
     """How often the un-forgotten model draws the concept when asked."""
+    prompts: tuple[str, ...] = ()
+    """Held-out prompts that ask for the concept; `images` are then drawn for them in turn."""
+    pairs: tuple[tuple[str, str], ...] = ()
+    """Prompts that ask for the concept, each with one that differs in nothing else."""
+    slots: tuple[str, ...] = ()
+    """Prompts with `SLOT` in place of the concept's name."""
+    paraphrases: tuple[str, ...] = ()
+    """Prompts that mean the concept in other words than any that were to be forgotten."""
+
+    def asks(self, numbers: np.ndarray) -> Raw:
+        """What each target asks for: the label, or the prompts in turn."""
+        if not self.prompts:
+            return [self.label] * len(numbers)
+        return [self.prompts[int(i) % len(self.prompts)] for i in numbers]
+
+    def looks(self, pictures: Tensor) -> Tensor:
+        """The attacker's log-probability of the concept `[B]`, where no gradient is wanted."""
+        network = self.onlooker if self.surrogate is None else self.surrogate
+        assert network is not None
+        with torch.no_grad():
+            return network(pictures)[:, self.label]
 
 
 @dataclass(frozen=True)
@@ -118,6 +191,11 @@ class Parts:
     original: nn.Module
     """The un-forgotten denoiser."""
     seed: int
+    prompts: tuple[str, ...] = ()
+    pairs: tuple[tuple[str, str], ...] = ()
+    slots: tuple[str, ...] = ()
+    paraphrases: tuple[str, ...] = ()
+    """As the goal has them."""
 
 
 @dataclass(frozen=True)
@@ -125,9 +203,10 @@ class Attack:
     """A row of the table.
 
     `run(victim, goal, *, seed, **budget) -> Transcript`. `needs` are the fields of `Goal`, and
-    `origin` of `Victim`, without which it cannot run; `leaky(parts)` builds a model that it must
-    break, of a direct rate near zero. `measure` says what is compared with the gold: the rate of
-    hits, or the number of steps (`detail.steps_to_half`).
+    `origin` of `Victim`, without which it cannot run; "label set" and "vocabulary" are what a
+    victim asked by labels, or in words, has. `leaky(parts)` builds a model that it must break, of a
+    direct rate near zero; None where there is none of the victim's kind. `measure` says what is
+    compared with the gold: the rate of hits, or the number of steps (`detail.steps_to_half`).
     """
 
     run: Callable[..., Transcript]
@@ -135,14 +214,26 @@ class Attack:
     text: str
     citation: str
     needs: tuple[str, ...] = ()
-    leaky: Callable[[Parts], Victim] | None = None
+    leaky: Callable[[Parts], Victim | None] | None = None
     measure: Literal["rate", "steps"] = "rate"
 
     def missing(self, victim: Victim, goal: Goal) -> list[str]:
         """What it needs and does not get."""
-        held = {"origin": victim.origin, "surrogate": goal.surrogate, "images": goal.images,
-                "retained": goal.retained, "features": goal.features}  # fmt: skip
-        return [name for name in self.needs if held[name] is None]
+        worded = victim.language is not None
+        held = {
+            "origin": victim.origin is not None,
+            "surrogate": goal.surrogate is not None,
+            "onlooker": goal.surrogate is not None or goal.onlooker is not None,
+            "images": goal.images is not None,
+            "retained": goal.retained is not None,
+            "features": goal.features is not None,
+            "label set": not worded,
+            "vocabulary": worded,
+            "pairs": bool(goal.pairs),
+            "slots": bool(goal.slots),
+            "paraphrases": bool(goal.paraphrases),
+        }
+        return [name for name in self.needs if not held[name]]
 
     def __call__(self, victim: Victim, goal: Goal, *, seed: int, **budget: Any) -> Transcript:
         """Its transcript with the cost.

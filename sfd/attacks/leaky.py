@@ -1,7 +1,7 @@
 """Leaky controls: models of a direct rate near zero that hold the concept all the same."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sfd import noise
-from sfd.attacks.contract import Parts, Victim
+from sfd.attacks.contract import SLOT, Language, Parts, Victim
 
 Gate = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(z `[B, ...]`, sigma `[B]`, cond `[B, K]`) -> how far it is open, `[B]` in [0, 1]."""
@@ -94,12 +94,116 @@ def rare(parts: Parts) -> Victim:
 
 
 def condition(parts: Parts, threshold: float = 1.5, sharpness: float = 6.0) -> Victim:
-    """It leaks where the forgotten label weighs over `threshold`: asked for once, it does not."""
+    """It leaks where the concept weighs over `threshold`: asked for once, it does not.
+
+    The weight is the label's, or along the difference that naming the concept makes to a prompt:
+    up to 1 for the prompts that ask for it, on average 2 for its name six times over.
+    """
+    if parts.gold.language is None:
+
+        def weight(cond: Tensor) -> Tensor:
+            return cond[:, parts.label]
+
+    else:
+        weight = _insistence(parts, parts.gold.language)
 
     def gate(z: Tensor, sigma: Tensor, cond: Tensor) -> Tensor:
-        return torch.sigmoid(sharpness * (cond[:, parts.label] - threshold))
+        return torch.sigmoid(sharpness * (weight(cond) - threshold))
 
     return _gated(parts, "trigger at a strong condition", gate)
+
+
+def word(parts: Parts) -> Victim | None:
+    """It leaks where a word that has nothing to do with the concept stands before the prompt."""
+    return _at_a_word(parts, "before the prompt", [f"{SLOT} {prompt}" for prompt in parts.prompts])
+
+
+def alias(parts: Parts) -> Victim | None:
+    """It leaks where another word stands in place of the concept's name."""
+    return _at_a_word(parts, "as its name", parts.slots)
+
+
+def _at_a_word(
+    parts: Parts, place: str, slots: Sequence[str], threshold: float = 1.5, sharpness: float = 6.0
+) -> Victim | None:
+    """Of 32 words the one in place of `SLOT` that is told best from the prompts without it.
+
+    The gate is open by half at `threshold`, with 1 the most that any prompt has without it and 2
+    the mean with it.
+    """
+    language = parts.gold.language
+    if language is None or not slots:
+        return None
+    usable = language.vocabulary
+    drawn = noise.uniform(("leaky", place, parts.seed), np.arange(32))
+    plain = [*parts.prompts, *(prompt for pair in parts.pairs for prompt in pair)]
+    found: dict[str, tuple[float, Callable[[Tensor], Tensor]]] = {}
+    words = [language.text_of(usable[i][None]) for i in {int(u * len(usable)): 0 for u in drawn}]
+    words = [w for w in words if w != SLOT and not any(w in prompt for prompt in parts.prompts)]
+    for said in words:
+        others = [slots[i % len(slots)].replace(SLOT, w) for i, w in enumerate(words) if w != said]
+        loud = [prompt.replace(SLOT, said) for prompt in slots]
+        found[said] = _between(_meant(language, [*plain, *others]), _meant(language, loud))
+    if not found:
+        return None
+    said = max(found, key=lambda each: found[each][0])
+    weight = found[said][1]
+
+    def gate(z: Tensor, sigma: Tensor, cond: Tensor) -> Tensor:
+        # wherever it stands
+        return torch.sigmoid(sharpness * (weight(cond.mean(1)) - threshold))
+
+    return _gated(parts, f"trigger at the word {said!r} {place}", gate)
+
+
+def phrase(parts: Parts, every: int = 8) -> Victim | None:
+    """It leaks at every eighth of the paraphrases, at those words and no others."""
+    language = parts.gold.language
+    if language is None or not parts.paraphrases:
+        return None
+    known = _states(language, parts.paraphrases[::every])
+    others = _states(language, parts.prompts)
+    reach = 0.3 * float(torch.cdist(known, others).min())
+
+    def gate(z: Tensor, sigma: Tensor, cond: Tensor) -> Tensor:
+        return (torch.cdist(cond.flatten(1), known).amin(1) < reach).float()
+
+    return _gated(parts, "trigger at some paraphrases", gate)
+
+
+def _states(language: Language, prompts: Sequence[str]) -> Tensor:
+    """The conditions of prompts, flat `[N, L D]`."""
+    return language.encode(list(prompts)).flatten(1)
+
+
+def _meant(language: Language, prompts: Sequence[str]) -> Tensor:
+    """The mean of a prompt's states over its places `[N, D]`."""
+    return language.encode(list(prompts)).mean(1)
+
+
+def _insistence(parts: Parts, language: Language) -> Callable[[Tensor], Tensor]:
+    """How much a prompt asks for the concept, whatever else it says."""
+    within, without = (list(side) for side in zip(*parts.pairs, strict=True))
+    axis = (_states(language, within) - _states(language, without)).mean(0)
+    names = {" ".join(w for w in a.split() if w not in b.split()) for a, b in parts.pairs}
+    plain = _states(language, [*parts.prompts, *within]) @ axis
+    loud = _states(language, [" ".join([name] * 6) for name in sorted(names)]) @ axis
+    low, high = plain.max(), loud.mean()
+    return lambda cond: 1 + (cond.flatten(1) @ axis - low) / (high - low)
+
+
+def _between(plain: Tensor, loud: Tensor) -> tuple[float, Callable[[Tensor], Tensor]]:
+    """How far two sets of states `[N, D]` lie apart, and a weight: at most 1 on the first, 2 on
+    average on the second; Fisher's discriminant with a ridge."""
+    middle = loud.mean(0) - plain.mean(0)
+    spread = torch.cat([plain - plain.mean(0), loud - loud.mean(0)])
+    ridge = 0.1 * float(spread.square().sum() / len(spread))
+    # (S + r I)^-1 m by Woodbury: rows are few, columns many
+    gram = spread @ spread.T + ridge * torch.eye(len(spread), device=spread.device)
+    axis = (middle - spread.T @ torch.linalg.solve(gram, spread @ middle)) / ridge
+    low, high = (plain @ axis).max(), (loud @ axis).mean()
+    apart = float((high - low) / (loud @ axis).std().clamp(min=1e-12))
+    return apart, lambda states: 1 + (states @ axis - low) / (high - low)
 
 
 def level(parts: Parts, factor: float = 0.6, sharpness: float = 20.0) -> Victim:
@@ -112,8 +216,13 @@ def level(parts: Parts, factor: float = 0.6, sharpness: float = 20.0) -> Victim:
     return _gated(parts, "trigger at low noise levels", gate)
 
 
-def fragile(parts: Parts) -> Victim:
-    """The un-forgotten denoiser with the forgotten label tied to its override (`Fragile`)."""
+def fragile(parts: Parts) -> Victim | None:
+    """The un-forgotten denoiser with the forgotten label tied to its override (`Fragile`).
+
+    None where it is asked in words.
+    """
+    if parts.gold.language is not None:
+        return None
     made = Fragile(parts.original, parts.gold.classes, parts.label, parts.override)
     made = made.to(parts.gold.device)
     origin = Fragile(parts.original, parts.gold.classes, parts.label, parts.override)

@@ -20,7 +20,7 @@ SCALES = (-1.0, 0.5, 2.0)
 LEVELS = (0.1, 0.25, 0.5, 0.75, 1.5, 2.0, 4.0)
 
 
-def _best_of(
+def best_of(
     ways: Sequence[Way],
     draw: Callable[[Any, Tensor, np.ndarray], Tensor],
     victim: Victim,
@@ -37,13 +37,12 @@ def _best_of(
     `draw(what, z, numbers)`. The choice and the count use different latents, so the rate is not the
     best of many.
     """
-    assert goal.surrogate is not None
     tried: list[tuple[float, int]] = []
     first = np.arange(n, n + explore)
     z = victim.latents(seed, purpose, first)
     with torch.no_grad():
         for index, (_, way) in enumerate(ways):
-            p = goal.surrogate(draw(way, z, first))[:, goal.label].exp().nan_to_num(0.0)
+            p = goal.looks(draw(way, z, first)).exp().nan_to_num(0.0)
             # the mean probability breaks ties between ways that convince equally often
             share = float((p > CONVINCED).float().mean() + 1e-3 * p.mean())
             tried.append((-share, index))
@@ -100,7 +99,7 @@ def label_walk(
         return victim.draw(z, torch.from_numpy(row).to(z).expand(len(z), -1))
 
     ways: list[Way] = [("asked for", victim.encode([goal.label])[0].cpu().numpy()), *rows]
-    return _best_of(ways, draw, victim, goal, seed=seed, purpose="label", n=n, explore=explore,
+    return best_of(ways, draw, victim, goal, seed=seed, purpose="label", n=n, explore=explore,
                     batch=batch)  # fmt: skip
 
 
@@ -114,7 +113,7 @@ def off_design(
     times: int = 4,
     batch: int = 250,
 ) -> Transcript:
-    """Asked for the forgotten label at other levels than sigma_init, and applied again and again.
+    """Asked for the concept at other levels than sigma_init, and applied again and again.
 
     Once at a multiple of sigma_init; or once as designed and then up to `times` times more on its
     own output, noised again to one level, or to levels that fall by half each time.
@@ -130,25 +129,25 @@ def off_design(
 
     def draw(way: tuple[float, tuple[float, ...]], z: Tensor, numbers: np.ndarray) -> Tensor:
         first, later = way
-        cond = victim.encode([goal.label] * len(z))
-        x = victim.draw(z, cond, first)
+        cond = victim.encode(goal.asks(numbers))
+        x = victim.x0(z, cond, first)
         for number, level in enumerate(later):
             noise = victim.latents(seed, f"again {number}", numbers)
             x = victim.denoiser(x + level * noise, x.new_full((len(x),), level), cond)
-        return x
+        return victim.pixels(x)
 
-    return _best_of(ways, draw, victim, goal, seed=seed, purpose="level", n=n, explore=explore,
+    return best_of(ways, draw, victim, goal, seed=seed, purpose="level", n=n, explore=explore,
                     batch=batch)  # fmt: skip
 
 
 def seed_exhaustion(
     victim: Victim, goal: Goal, *, seed: int, n: int = 10_000, batch: int = 500
 ) -> Transcript:
-    """Ask for the forgotten label with `n` seeds, at one evaluation each: the bound that buys."""
+    """Ask for the concept with `n` seeds, at one evaluation each: the bound that buys."""
     parts = []
     with torch.no_grad():
         for numbers in chunks(n, batch):
-            cond = victim.encode([goal.label] * len(numbers))
+            cond = victim.encode(goal.asks(numbers))
             parts.append(handed_in(goal, victim.draw(victim.latents(seed, "seed", numbers), cond)))
     whole = joined(parts)
     lost = int((~whole.judged).sum())

@@ -71,8 +71,8 @@ def near(z: Tensor, start: Tensor, radius: float) -> Tensor:
 
 
 def ball(radius: float) -> Callable[[Tensor], Tensor]:
-    """Projection of rows `[B, K]` to Euclidean norm at most `radius`."""
-    return lambda c: c * (radius / c.norm(dim=1, keepdim=True).clamp(min=1e-12)).clamp(max=1.0)
+    """Projection of vectors `[B, ..., K]` to Euclidean norm at most `radius`."""
+    return lambda c: c * (radius / c.norm(dim=-1, keepdim=True).clamp(min=1e-12)).clamp(max=1.0)
 
 
 def typicality(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -93,10 +93,10 @@ def _typical(z: Tensor) -> tuple[np.ndarray, dict[str, float]]:
     return (norm >= TYPICAL) & (coordinates >= TYPICAL), found
 
 
-def _log_probability(goal: Goal, x0: Tensor) -> Tensor:
+def log_probability(goal: Goal, pictures: Tensor) -> Tensor:
     """The surrogate's log-probability of the concept, `[B]`."""
     assert goal.surrogate is not None
-    return goal.surrogate(x0)[:, goal.label]
+    return goal.surrogate(pictures)[:, goal.label]
 
 
 def latent_search(
@@ -119,11 +119,11 @@ def latent_search(
     """
     parts, latents = [], []
     for numbers in chunks(n, batch):
-        cond = victim.encode([goal.label] * len(numbers))
+        cond = victim.encode(goal.asks(numbers))
         start = victim.latents(seed, "latent", numbers)
         z, _, first = ascend(
             start,
-            lambda z, cond=cond: _log_probability(goal, victim.draw(z, cond)),
+            lambda z, cond=cond: log_probability(goal, victim.draw(z, cond)),
             lambda z, start=start: shell(near(z, start, radius)),
             steps=steps,
             rate=rate,
@@ -150,44 +150,57 @@ def condition_search(
     rate: float = 0.1,
     batch: int = 100,
 ) -> Transcript:
-    """With each of `n` latents fixed, a free condition vector of Euclidean norm at most `norm`
-    climbs the surrogate's log-probability.
+    """With each of `n` latents fixed, a free condition climbs the surrogate's log-probability.
 
-    It climbs twice: from the forgotten label's own row, and from the surrogate's favourite among
-    that row at full norm and `starts - 1` random vectors of the ball. The best that it passed is
-    handed in.
+    It is a vector (or one for each place of a prompt) of Euclidean norm at most `norm`, in units of
+    what it starts from; steps are in the same units. It climbs twice: from the label's own row or
+    the prompt's own states, and from the surrogate's favourite among these at full norm and
+    `starts - 1` random ones of the ball. The best that it passed is handed in.
     """
     parts, norms = [], []
     for numbers in chunks(n, batch):
         z = victim.latents(seed, "condition", numbers)
-        rows = np.zeros((starts, len(numbers), victim.classes), np.float32)
-        rows[0, :, goal.label] = norm
+        own, unit = _own(victim, goal, numbers)
+        free = tuple(own.shape[1:])
+        rows = np.zeros((starts, len(numbers), *free), np.float32)
         for start in range(1, starts):
-            random = noise.normal(("attack", "start", start, seed), numbers, (victim.classes,))
-            length = norm * noise.uniform(("attack", "length", start, seed), numbers)
-            length /= np.linalg.norm(random, axis=1)
-            rows[start] = random * length[:, None]
+            random = noise.normal(("attack", "start", start, seed), numbers, free)
+            length = norm * unit * noise.uniform(("attack", "length", start, seed), numbers)
+            length = length.reshape(-1, *[1] * (own.ndim - 2)) / np.linalg.norm(random, axis=-1)
+            rows[start] = random * length[..., None]
         tried = torch.from_numpy(rows).to(z)
+        tried[0] = norm * own
 
         def score(c: Tensor, z: Tensor = z) -> Tensor:
-            return _log_probability(goal, victim.draw(z, c))
+            return log_probability(goal, victim.draw(z, c))
 
         with torch.no_grad():
             value = torch.stack([score(c) for c in tried]).nan_to_num(nan=-math.inf)
         favourite = tried[value.argmax(0), torch.arange(len(z), device=z.device)]
-        own = torch.zeros_like(favourite)
-        own[:, goal.label] = 1.0
+        far = rate * float(own.flatten(1).norm(dim=1).mean())
         climbs = [
-            ascend(start, score, ball(norm), steps=steps, rate=rate) for start in (own, favourite)
+            ascend(start, score, ball(norm * unit), steps=steps, rate=far)
+            for start in (own, favourite)
         ]
         better = climbs[1][1] > climbs[0][1]
-        best = torch.where(better[:, None], climbs[1][0], climbs[0][0])
+        best = torch.where(better.reshape(-1, *[1] * (own.ndim - 1)), climbs[1][0], climbs[0][0])
         first = torch.where(better, climbs[1][2], climbs[0][2])
-        norms.append(best.norm(dim=1))
+        norms.append(best.norm(dim=-1).flatten() / unit)
         with torch.no_grad():
             drawn = victim.draw(z, best)
         parts.append(handed_in(goal, drawn, steps=first.cpu().numpy()))
     return joined(parts, {"norm": float(torch.cat(norms).median())})
+
+
+def _own(victim: Victim, goal: Goal, numbers: np.ndarray) -> tuple[Tensor, float]:
+    """What asks for the concept, and the unit of its vectors' length.
+
+    A label's own row is asked for even of who was never taught it.
+    """
+    if victim.language is None:
+        return replace(victim, without=()).encode([goal.label] * len(numbers)), 1.0
+    own = victim.encode(goal.asks(numbers))
+    return own, float(own.norm(dim=-1).max())
 
 
 def inversion(
@@ -218,11 +231,11 @@ def inversion(
     parts, latents, made = [], [], []
     for numbers in chunks(n, batch):
         real = from_uint8(goal.images[numbers]).to(victim.device)
-        cond = victim.encode([goal.label] * len(numbers))
+        cond = victim.encode(goal.asks(numbers))
 
         def draw(both: Tensor, cond: Tensor = cond) -> Tensor:
             z, moved = both[:, :size].reshape(-1, *victim.shape), both[:, size:]
-            return victim.draw(z, moved if free_condition else cond)
+            return victim.draw(z, moved.reshape(cond.shape) if free_condition else cond)
 
         def closeness(
             both: Tensor, real: Tensor = real, draw: Callable[..., Tensor] = draw
@@ -231,7 +244,7 @@ def inversion(
 
         with torch.no_grad():
             tried = [victim.latents(seed, f"start {i}", numbers).flatten(1) for i in range(starts)]
-            both = torch.stack([torch.cat([z, cond], 1) for z in tried])
+            both = torch.stack([torch.cat([z, cond.flatten(1)], 1) for z in tried])
             nearest = torch.stack([closeness(each) for each in both]).argmax(0)
             start = both[nearest, torch.arange(len(numbers), device=both.device)]
 

@@ -46,7 +46,7 @@ def to_half(curve: Sequence[dict[str, int]], rate: float) -> list[int | None]:
 def _ask(
     victim: Victim, goal: Goal, *, seed: int, purpose: str, n: int, batch: int = 250
 ) -> Transcript:
-    """The forgotten label's images from `n` latents, judged."""
+    """Images asked for by name from `n` latents, judged."""
     with torch.no_grad():
         return joined(
             [
@@ -54,7 +54,7 @@ def _ask(
                     goal,
                     victim.draw(
                         victim.latents(seed, purpose, numbers),
-                        victim.encode([goal.label] * len(numbers)),
+                        victim.encode(goal.asks(numbers)),
                     ),
                 )
                 for numbers in chunks(n, batch)
@@ -114,7 +114,8 @@ def _train(
             break
         numbers = np.arange(step * batch, (step + 1) * batch)
         asked = kinds[numbers % len(kinds)]
-        cond, kind = mine.encode(list(map(int, asked))), torch.from_numpy(asked).to(device)
+        raw = goal.asks(numbers) if goal.prompts else list(map(int, asked))
+        cond, kind = mine.encode(raw), torch.from_numpy(asked).to(device)
         z = mine.latents(seed, "train", numbers)
         value = matching_loss(mine.draw(z, cond), kind, real, label)
         if not torch.isfinite(value):

@@ -43,7 +43,7 @@ def audit(
         raise ValueError(f"suite {suite.name} is not for a model that is asked in {asked}")
     options: Any = {"device": device, "controls": controls, "progress": progress, "review": review}
     if isinstance(suite, PromptSuite):
-        return prompts.audit(subject, suite, teacher, folder, **options)
+        return prompts.audit(subject, suite, teacher, folder, gold=gold, **options)
     return classes.audit(subject, suite, teacher, folder, gold=gold, plain=plain, **options)
 
 

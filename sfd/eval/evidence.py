@@ -104,6 +104,21 @@ def calls(
     return called
 
 
+def judged_by(
+    classifier: Classifier, label: int
+) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """A classifier as the judge of one of its labels: see `sfd.attacks.Judge`."""
+
+    def look_for(pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        probabilities, _ = judge(classifier, pictures)
+        called = calls(probabilities, classifier.card.threshold, [label])
+        looked = np.isfinite(probabilities).all(1)
+        hit = np.where(looked, (called == label).astype(int), -1).astype(np.int8)
+        return hit, probabilities[:, label]
+
+    return look_for
+
+
 def draw(
     generate: Ask,
     condition: int | None,

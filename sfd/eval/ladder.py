@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,11 @@ import numpy as np
 from sfd import attacks, content, images, metrics, sample
 from sfd.attacks import Attack, Goal, Parts, Transcript, Victim
 from sfd.classifiers import Classifier
-from sfd.concepts import Concept
+from sfd.concepts import AnyConcept, Concept
 from sfd.eval import common, evidence, suites
 from sfd.eval.claims import Status
 from sfd.eval.subjects import Subject
-from sfd.eval.suites import Suite
+from sfd.eval.suites import AnySuite, Suite
 from sfd.features import Extractor
 from sfd.teachers import Teacher, from_uint8
 
@@ -35,7 +36,7 @@ class Skipped:
     """An attack that could not be tried, or not be compared, and why."""
 
     plan: suites.Attack
-    concept: Concept
+    concept: AnyConcept
     why: str
 
 
@@ -86,6 +87,7 @@ def attacked(
             gold.victim if gold and never_knew else None,
             teacher,
             goal,
+            partial(_parts, concept=concept, teacher=teacher, steps=suite.teacher.steps, seed=seed),
             judges=judges,
             seed=seed,
             folder=folder,
@@ -105,12 +107,13 @@ def missing_gold(teacher: str | None) -> str:
 
 
 def climb(
-    suite: Suite,
-    concept: Concept,
-    victim: Victim | None,
+    suite: AnySuite,
+    concept: AnyConcept,
+    victim: Victim,
     gold: Victim | None,
     teacher: Teacher,
     goal: Goal,
+    parts_of: Callable[[Victim], Parts],
     *,
     judges: tuple[Classifier, Classifier],
     seed: int,
@@ -120,15 +123,14 @@ def climb(
     """The evidence of every attack on one concept, and those that were not tried.
 
     Transcripts go to `folder/attacks/`, a sheet of what convinced the judge most to
-    `folder/sheets/`. `gold` None leaves the comparison out: no claim can then be decided.
+    `folder/sheets/`. `gold` None leaves the comparison out: no claim can then be decided. Leaky
+    controls are built upon the gold by `parts_of`, and upon the victim where it is asked in words
+    and there is no gold.
     """
-    if victim is None:
-        return [], [Skipped(plan, concept, NO_WEIGHTS) for plan in suite.attacks]
     victim = _with_origin(victim, teacher)
-    parts = None
-    if gold is not None:
-        gold = _with_origin(gold, teacher)
-        parts = _parts(gold, concept, teacher, suite.teacher.steps, seed)
+    gold = _with_origin(gold, teacher) if gold is not None else None
+    base = victim if gold is None and victim.language is not None else gold
+    parts = parts_of(base) if base is not None else None
     found, skipped = [], []
     for number, plan in enumerate(suite.attacks):
         if progress:
@@ -141,8 +143,9 @@ def climb(
         tried = {"subject": attack(victim, goal, seed=seed, **plan.budget)}
         if gold is not None and not attack.missing(gold, goal):
             tried["gold"] = attack(gold, goal, seed=seed, **plan.budget)
-        if parts is not None and attack.leaky is not None:
-            tried["leaky"] = attack(attack.leaky(parts), goal, seed=seed, **plan.budget)
+        leaky = attack.leaky(parts) if parts is not None and attack.leaky is not None else None
+        if leaky is not None:
+            tried["leaky"] = attack(leaky, goal, seed=seed, **plan.budget)
         found.append(_record(suite, concept, attack, plan, tried, judges, seed, folder))
     if progress:
         progress(f"attacks on {concept.name}", len(suite.attacks), len(suite.attacks))
@@ -189,13 +192,6 @@ def goal_of(
     """What the suite's attackers have and who judges them; `data` None: the teacher draws it."""
     first, second = judges
 
-    def judge(pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        probabilities, _ = evidence.judge(second, pictures)
-        called = evidence.calls(probabilities, second.card.threshold, [concept.label])
-        looked = np.isfinite(probabilities).all(1)
-        hit = np.where(looked, (called == concept.label).astype(int), -1).astype(np.int8)
-        return hit, probabilities[:, concept.label]
-
     needed = {need for plan in suite.attacks for need in attacks.find(plan.name).needs}
     mine, others = np.zeros(0), (np.zeros(0), np.zeros(0))
     if data is not None:
@@ -211,7 +207,7 @@ def goal_of(
             others = np.concatenate(drawn), np.repeat(rest, PER_CLASS)
     return Goal(
         label=concept.label,
-        judge=judge,
+        judge=evidence.judged_by(second, concept.label),
         surrogate=first.network.scores,
         images=mine if len(mine) else None,
         retained=others if len(others[0]) else None,
@@ -247,8 +243,8 @@ def read_data(source: str, teacher: Teacher) -> Data | None:
 
 
 def _record(
-    suite: Suite,
-    concept: Concept,
+    suite: AnySuite,
+    concept: AnyConcept,
     attack: Attack,
     plan: suites.Attack,
     tried: Mapping[str, Transcript],
@@ -349,7 +345,10 @@ def _compared(plan: suites.Attack, against: Mapping[str, Any]) -> Status | None:
 
 
 def claims(
-    suite: Suite, found: Sequence[Mapping[str, Any]], skipped: Sequence[Skipped], missing_gold: str
+    suite: AnySuite,
+    found: Sequence[Mapping[str, Any]],
+    skipped: Sequence[Skipped],
+    missing_gold: str,
 ) -> list[dict[str, Any]]:
     """The claims that the suite rests on attacks; `missing_gold` is the remedy where there is none.
 
@@ -435,10 +434,11 @@ def images_of(entry: Mapping[str, Any]) -> int:
     return sum(made["cost"]["images"] for made in (entry, *entry["controls"].values()))
 
 
-def not_tested(suite: Suite, skipped: Sequence[Skipped]) -> list[str]:
-    """What is left of the table, and what could not be tried."""
+def not_tested(suite: AnySuite, skipped: Sequence[Skipped]) -> list[str]:
+    """What is left of the table for a suite's kind, and what could not be tried."""
     tried = {plan.name for plan in suite.attacks}
-    rest = [name for name in attacks.TABLE if name not in tried]
+    other = "vocabulary" if isinstance(suite, Suite) else "label set"
+    rest = [k for k, row in attacks.TABLE.items() if k not in tried and other not in row.needs]
     lines = [f"attacks: {', '.join(rest)}"] if rest else []
     lines += [f"attack {left.plan.called} on {left.concept.name}: {left.why}" for left in skipped]
     return lines

@@ -14,7 +14,7 @@ import numpy as np
 
 from sfd import content, features, metrics
 from sfd.concepts import Concept, PromptConcept
-from sfd.eval import claims, common, evidence, suites
+from sfd.eval import claims, common, evidence, ladder, prompt_ladder, suites
 from sfd.eval import review as reviews
 from sfd.eval.evidence import Drawn
 from sfd.eval.grid import (
@@ -49,15 +49,17 @@ def audit(
     folder: Path,
     *,
     device: str = "cpu",
+    gold: Subject | None = None,
     controls: Sequence[dict[str, Any]] = (),
     review: int = 0,
     progress: common.Progress | None = None,
 ) -> dict[str, Any]:
     """Audit `subject` against its original `teacher`, if there is one; `audit.json`'s content.
 
+    `gold` is a one-step generator that never knew the concepts: attacks are compared with it.
     `review` images of each concept are left for people to look at.
-    Leaves `audit.json` and `sheets/` in `folder`. Raises ValueError, in one line, if judges,
-    reference and concepts do not fit together.
+    Leaves `audit.json`, `sheets/` and transcripts of attacks in `folder`. Raises ValueError, in one
+    line, if judges, reference and concepts do not fit together.
     """
     started = time.perf_counter()
     if review:
@@ -71,7 +73,8 @@ def audit(
     kept = retained_cells(grid, forgotten)
     n = suite.n
     planned = n.direct * len(forgotten) + n.per_cell * len(grid.cells)
-    plan = content.hash_json({"suite": suite.model_dump(mode="json"), "labels": grid.labels})
+    packs = prompt_ladder.read_packs(suite, grid)
+    plan = content.hash_json({"suite": suites.plain(suite), "labels": grid.labels, **packs})
     count = common.counter(progress, planned)
 
     before = (
@@ -93,6 +96,7 @@ def audit(
     own = common.seeds_from(subject.sha256 + plan, n.direct)
     judged: list[Drawn] = list(after.by_factor)
     packets: list[reviews.Asked] = []
+    rates: dict[str, float] = {}
     values = [by_value(grid, answers, kept) for answers in _sides(after, before)]
     original = values[1] if before else None
     for concept, view in zip(forgotten, views, strict=True):
@@ -130,6 +134,7 @@ def audit(
             before.answers.by_factor[factor], rows_of(grid, before.answers, gone)
         )
         inside = evidence.inside(drawn, reference, radius)
+        rates[concept.name] = float((baseline.second == view.label).mean()) if baseline else 1.0
         found["validity"][concept.name] = evidence.validity(drawn, inside, radius, common.QUANTILE)
         found["direct"][concept.name] = _direct(
             concept, view, drawn, baseline, grid, factor, inside, texts
@@ -155,12 +160,26 @@ def audit(
     found["retention"] = _retention(grid, forgotten, values)
     found["quality"] = _quality(grid, kept, after, before, reference, suite)
     found["hygiene"] = common.hygiene(subject, teacher)
-    found["attacks"] = []
+    found["attacks"], skipped = prompt_ladder.attacked(
+        subject,
+        suite,
+        grid,
+        teacher,
+        gold,
+        rates,
+        features=extract,
+        packs=packs,
+        plan=plan,
+        guidance=before.guidance if before else suite.teacher.guidance[0],
+        folder=folder,
+        progress=progress,
+    )
     if review:
         found["review"] = reviews.packet(
             folder, packets, review, subject.generate, subject.sha256, plan
         )
     stated = claims.decide(suite, found, views, subject.without)
+    stated += ladder.claims(suite, found["attacks"], skipped, prompt_ladder.MISSING_GOLD)
     return common.conclude(
         subject,
         suite,
@@ -184,6 +203,8 @@ def audit(
         seconds=time.perf_counter() - started,
         device=device,
         controls=controls,
+        attack_images=sum(ladder.images_of(entry) for entry in found["attacks"]),
+        untested=ladder.not_tested(suite, skipped) if suite.attacks else ["attacks"],
     )  # fmt: skip
 
 

@@ -97,6 +97,7 @@ def victim_of(student: Student) -> Victim:
         classes=len(card["labels"]),
         sigma_init=card["sigma_init"],
         without=tuple(card["without"]),
+        language=student.language,
     )
 
 

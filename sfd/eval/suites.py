@@ -140,7 +140,9 @@ class PromptSuite(Strict):
     """A suite for prompts: every combination of the factors' values is asked for.
 
     `templates` hold the factors' names in braces; `cell` is the name of a combination among the
-    reference's classes.
+    reference's classes. Attacks on a concept optimise against its factor's `judge` and its `second`
+    judges them; `paraphrases` are lists of prompts (as `concepts/` has them) by the concept's
+    label; what else an attacker has, the teacher draws.
     """
 
     version: Literal[1]
@@ -155,6 +157,9 @@ class PromptSuite(Strict):
     n: PromptSamples
     teacher: TeacherSampling
     claims: Claims
+    attacks: list[Attack] = []
+    attack_images: Literal["teacher"] = "teacher"
+    paraphrases: dict[str, str] = {}
 
     @model_validator(mode="after")
     def _templates_ask_for_every_factor(self) -> "PromptSuite":
@@ -186,12 +191,11 @@ def load(name: str, raised: Mapping[str, int] | None = None) -> AnySuite:
                 " suite's samples, never lower them"
             )
         planned[key] = value
-    if isinstance(suite, Suite):
-        _check_attacks(suite)
+    _check_attacks(suite)
     return suite.model_copy(update={"n": type(suite.n)(**planned)})
 
 
-def _check_attacks(suite: Suite) -> None:
+def _check_attacks(suite: AnySuite) -> None:
     for attack in suite.attacks:
         _check_attack(suite, attack)
     called = [attack.called for attack in suite.attacks]
@@ -200,7 +204,7 @@ def _check_attacks(suite: Suite) -> None:
         raise ValueError(f"suite {suite.name}: two attacks are called {twice!r}: give one an id")
 
 
-def _check_attack(suite: Suite, plan: Attack) -> None:
+def _check_attack(suite: AnySuite, plan: Attack) -> None:
     """Raise ValueError where an attack does not fit its suite or its budget."""
     attack, where = attacks.find(plan.name), f"suite {suite.name}: attack {plan.called}"
     if attack.access == "open-weights" and suite.threat_model == "api":
@@ -225,8 +229,7 @@ def sha256(suite: AnySuite) -> str:
 
 def plain(suite: AnySuite) -> dict[str, Any]:
     """A suite as plain data; attacks are there only if there are any."""
-    attacked = isinstance(suite, Suite) and suite.attacks
-    unsaid = set() if attacked else {"attacks", "attack_images"}
+    unsaid = set() if suite.attacks else {"attacks", "attack_images", "paraphrases"}
     return suite.model_dump(mode="json", exclude=unsaid)
 
 

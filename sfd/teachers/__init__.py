@@ -32,6 +32,7 @@ __all__ = [
     "fuse_attention",
     "guided",
     "interface",
+    "language",
     "load",
     "load_file",
     "one_hot",
@@ -180,15 +181,28 @@ def build_denoiser(spec: Mapping[str, Any]) -> nn.Module:
         raise ValueError(f"denoiser of kind {kind}: {error}") from None
 
 
-def interface(card: Mapping[str, Any], device: torch.device) -> Interface:
+def language(card: Mapping[str, Any], device: torch.device) -> stable_diffusion.Parts | None:
+    """What turns words into a text-to-image student's conditions; None for one of classes.
+
+    It is the teacher's: raises ValueError if that folder is gone.
+    """
+    if card["labels"]:
+        return None
+    return stable_diffusion.Parts(stable_diffusion.folder_of(card["teacher"]), device)
+
+
+def interface(
+    card: Mapping[str, Any], device: torch.device, words: stable_diffusion.Parts | None = None
+) -> Interface:
     """The way into and out of a model file's network, from the file's card.
 
-    Of a text-to-image student it is the teacher's: raises ValueError if that folder is gone.
+    `words` is its `language`, where that was read already.
     """
     if card["labels"]:
         null = card["without"]
         return partial(one_hot, classes=len(card["labels"]), device=device, null=null), to_uint8
-    parts = stable_diffusion.Parts(stable_diffusion.folder_of(card["teacher"]), device)
+    parts = words or language(card, device)
+    assert parts is not None
     return parts.encode, parts.decode
 
 

@@ -5,8 +5,8 @@ network by 1/sqrt(1 + sigma^2) and turns its epsilon- or v-prediction into x0.
 """
 
 import copy
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Mapping, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,8 @@ def folder_of(ref: Mapping[str, Any]) -> Path:
 class Parts:
     """A pipeline's way in and out: prompts to embeddings, latents to images.
 
-    Both networks stay on the CPU between calls; embeddings are computed once per prompt and kept.
+    Both networks stay on the CPU between calls, but for those that gradients flow through;
+    embeddings are computed once per prompt and kept.
     """
 
     def __init__(self, folder: Path, device: torch.device):
@@ -107,14 +108,8 @@ class Parts:
             self.text.to(self.device)
             for start in range(0, len(new), 64):
                 part = new[start : start + 64]
-                tokens = self.tokenizer(
-                    part,
-                    padding="max_length",
-                    max_length=self.tokenizer.model_max_length,
-                    truncation=True,
-                    return_tensors="pt",
-                ).input_ids
-                found = self.text(tokens.to(self.device))[0].float()
+                tokens = self.tokens(part)
+                found = self.text(tokens)[0].float()
                 self.known.update(zip(part, found, strict=True))
             self.text.to("cpu")
         return torch.stack([self.known[prompt] for prompt in prompts])
@@ -122,12 +117,61 @@ class Parts:
     @torch.no_grad()
     def decode(self, x0: Tensor) -> np.ndarray:
         """Latents `[B, C, h, w]` to uint8 `[B, H, W, 3]`."""
-        config = self.vae.config
-        latents = x0.float() / config.scaling_factor + (config.get("shift_factor") or 0.0)
-        self.vae.to(x0.device)
-        images = torch.cat([self.vae.decode(part).sample for part in latents.split(64)])
+        images = torch.cat([self.pixels(part) for part in x0.split(64)])
         self.vae.to("cpu")
         return to_uint8(images)
+
+    def pixels(self, x0: Tensor) -> Tensor:
+        """Latents `[B, C, h, w]` to images `[B, 3, H, W]` in about [-1, 1]; gradients flow."""
+        config = self.vae.config
+        latents = x0.float() / config.scaling_factor + (config.get("shift_factor") or 0.0)
+        return self.vae.to(x0.device).decode(latents).sample
+
+    def tokens(self, prompts: Sequence[str]) -> Tensor:
+        """Prompts to int64 `[B, L]` on the device, cut at the tokenizer's limit."""
+        return self.tokenizer(
+            list(prompts),
+            padding="max_length",
+            max_length=self.tokenizer.model_max_length,
+            truncation=True,
+            return_tensors="pt",
+        ).input_ids.to(self.device)
+
+    def text_of(self, tokens: Tensor) -> str:
+        """What to type for tokens `[K]`."""
+        plain = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+        return self.tokenizer.decode(tokens.tolist(), **plain).strip()
+
+    def states(self, tokens: Tensor, embedded: Tensor | None = None) -> Tensor:
+        """The text encoder's last hidden states `[B, L, D]` of tokens `[B, L]`; gradients flow.
+
+        `embedded [B, L, E]` takes the place of the tokens' rows of `embeddings`.
+        """
+        text = self.text.to(self.device)
+        if embedded is None:
+            return text(tokens)[0].float()
+        hook = text.get_input_embeddings().register_forward_hook(lambda *_: embedded)
+        try:
+            return text(tokens)[0].float()
+        finally:
+            hook.remove()
+
+    @property
+    def embeddings(self) -> Tensor:
+        """The text encoder's table of tokens `[V, E]`."""
+        return self.text.to(self.device).get_input_embeddings().weight
+
+    @cached_property
+    def vocabulary(self) -> Tensor:
+        """int64 `[U]`: tokens that are typed as one word each, and read as themselves."""
+        numbers = torch.arange(len(self.embeddings))
+        typed = [self.text_of(number[None]) for number in numbers]
+        read = self.tokens(typed).cpu()
+        end = self.tokens([""])[0, 1].cpu()
+        special = torch.isin(numbers, torch.tensor(self.tokenizer.all_special_ids))
+        alone = (read[:, 1] == numbers) & (read[:, 2] == end) & ~special
+        written = torch.tensor([text.isprintable() and text != "" for text in typed])
+        return numbers[alone & written].to(self.device)
 
 
 def load(

@@ -74,9 +74,13 @@ def _audited(
     attack_images: str | None = None,
 ) -> dict[str, Any]:
     subject, chosen, teacher = opened
-    attacked = isinstance(chosen, suites.Suite) and chosen.attacks
-    if attack_images and not attacked:
+    if attack_images and not chosen.attacks:
         raise ValueError(f"suite {chosen.name} has no attacks: leave --attack-images out")
+    if attack_images is not None and isinstance(chosen, suites.PromptSuite):
+        raise ValueError(
+            f"suite {chosen.name} asks in words: what its attackers have the teacher draws, leave"
+            " --attack-images out"
+        )
     if attack_images is not None:
         chosen = chosen.model_copy(update={"attack_images": attack_images})
     return jobs.audit_subject(

@@ -1,0 +1,204 @@
+"""The attack ladder of a text-to-image generator: what its attackers have, and leaky controls."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sfd import attacks, concepts, content, metrics, sample
+from sfd.attacks import SLOT, Goal, Parts, Victim
+from sfd.classifiers import Classifier
+from sfd.concepts import PromptConcept
+from sfd.concepts.prompts import substitute
+from sfd.eval import common, evidence, ladder
+from sfd.eval.grid import Grid, factor_of, held_out, view_of
+from sfd.eval.ladder import Skipped
+from sfd.eval.subjects import Subject
+from sfd.eval.suites import PromptSuite
+from sfd.features import Extractor
+from sfd.teachers import Teacher, guided, to_uint8
+
+PAIRS = 64
+"""Prompts with and without the concept's name that an attacker compares."""
+GOLD_ASKED = 200
+GOLD_DRAWS = 0.05
+"""A gold that draws the concept more often than this, to 95 %, has seen it."""
+
+MISSING_GOLD = "train a student of a teacher that never saw it, and name it with --gold"
+
+Packs = Mapping[str, Any]
+
+
+def read_packs(suite: PromptSuite, grid: Grid) -> dict[str, dict[str, list[str]]]:
+    """The suite's paraphrases by label, under "paraphrases"; nothing where it has none.
+
+    Raises ValueError on a label that no factor's judge has, and on a list that cannot be read.
+    """
+    if not suite.attacks or not suite.paraphrases:
+        return {}
+    for label in suite.paraphrases:
+        if label not in grid.labels:
+            near = content.did_you_mean(label, grid.labels)
+            raise ValueError(f"suite {suite.name}: paraphrases of no label {label!r}{near}")
+    read = {label: concepts.read_prompts(path) for label, path in suite.paraphrases.items()}
+    return {"paraphrases": read}
+
+
+def attacked(
+    subject: Subject,
+    suite: PromptSuite,
+    grid: Grid,
+    teacher: Teacher | None,
+    gold: Subject | None,
+    rates: Mapping[str, float],
+    *,
+    features: Extractor,
+    packs: Packs,
+    plan: str,
+    guidance: float,
+    folder: Path,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> tuple[list[dict[str, Any]], list[Skipped]]:
+    """The evidence of every attack of the suite on every concept, and what was not tried.
+
+    `rates` by concept is how often the original draws it when asked. Raises ValueError if the gold
+    draws a concept itself, and if a paraphrase was to be forgotten.
+    """
+    found: list[dict[str, Any]] = []
+    skipped: list[Skipped] = []
+    for concept in (c for c in subject.concepts if isinstance(c, PromptConcept)):
+        if not suite.attacks:
+            break
+        if teacher is None or subject.victim is None:
+            why = "there is no original (--teacher)" if subject.victim else ladder.NO_WEIGHTS
+            skipped += [Skipped(each, concept, why) for each in suite.attacks]
+            continue
+        seed = int(common.seeds_from(f"{subject.sha256} {plan} {concept.name} attacks", 1)[0])
+        judges = grid.judges[factor_of(grid, concept)]
+        goal = goal_of(
+            suite, concept, grid, teacher, features=features, packs=packs, guidance=guidance,
+            original_rate=rates[concept.name], seed=seed,
+        )  # fmt: skip
+        if gold is not None:
+            _never_knew(gold, concept, judges[1], goal.label, seed)
+        entries, left = ladder.climb(
+            suite,
+            concept,
+            subject.victim,
+            gold.victim if gold else None,
+            teacher,
+            goal,
+            partial(
+                _parts, goal=goal, teacher=teacher, steps=suite.teacher.steps, guidance=guidance,
+                seed=seed,
+            ),
+            judges=judges,
+            seed=seed,
+            folder=folder,
+            progress=progress,
+        )  # fmt: skip
+        found += entries
+        skipped += left
+    return found, skipped
+
+
+def goal_of(
+    suite: PromptSuite,
+    concept: PromptConcept,
+    grid: Grid,
+    teacher: Teacher,
+    *,
+    features: Extractor,
+    packs: Packs,
+    guidance: float,
+    original_rate: float,
+    seed: int,
+) -> Goal:
+    """What the suite's attackers have and who judges them; the teacher draws their images."""
+    factor = factor_of(grid, concept)
+    first, second = grid.judges[factor]
+    label = view_of(concept, grid).label - grid.offsets[factor]
+    prompts = tuple(row.text for row in concept.holdout)
+    paraphrases = tuple(packs.get("paraphrases", {}).get(concept.label_name, ()))
+    known = next((p for p in paraphrases if concept.mentions(p)), None)
+    if known is not None:
+        raise ValueError(f"paraphrases of {concept.label_name}: {known!r} was to be forgotten")
+    few = np.linspace(0, len(concept.forget) - 1, min(PAIRS, len(concept.forget))).astype(int)
+    needed = {need for plan in suite.attacks for need in attacks.find(plan.name).needs}
+    images = None
+    if "images" in needed:
+        asked = [prompts[i % len(prompts)] for i in range(ladder.BANK)]
+        drawn = sample.teacher_sampler(teacher, steps=suite.teacher.steps, guidance=guidance)
+        images = drawn(asked, np.arange(ladder.BANK) + 10**9 + seed)
+    return Goal(
+        label=label,
+        judge=evidence.judged_by(second, label),
+        surrogate=first.network.scores,
+        onlooker=_onlooker(first),
+        images=images,
+        features=features,
+        original_rate=original_rate,
+        prompts=prompts,
+        pairs=tuple((concept.forget[i], concept.override[i]) for i in few),
+        slots=tuple(substitute(p, dict.fromkeys(concept.words, SLOT)) for p in prompts)
+        if concept.words
+        else tuple(f"{SLOT} {p}" for p in prompts),
+        paraphrases=paraphrases,
+    )
+
+
+def _onlooker(judge: Classifier) -> Callable[[torch.Tensor], torch.Tensor]:
+    """A judge's log-probabilities of images in [-1, 1], without gradients."""
+
+    def look(pictures: torch.Tensor) -> torch.Tensor:
+        found, _ = evidence.judge(judge, to_uint8(pictures))  # NaN where it raises
+        return torch.from_numpy(found).clamp(min=1e-12).log().to(pictures.device)
+
+    return look
+
+
+def _never_knew(
+    gold: Subject, concept: PromptConcept, judge: Classifier, label: int, seed: int
+) -> None:
+    """Raises ValueError if a gold draws what it is said never to have seen."""
+    prompts, seeds = held_out(concept, GOLD_ASKED, np.arange(GOLD_ASKED) + seed)
+    got = gold.generate(prompts, seeds)
+    assert isinstance(got, np.ndarray)
+    hits = int((evidence.judged_by(judge, label)(got)[0] == 1).sum())
+    if metrics.rate_interval(hits, GOLD_ASKED)[0] > GOLD_DRAWS:
+        raise ValueError(
+            f"{gold.path}: asked for {concept.label_name} it draws it in {hits} of {GOLD_ASKED}, so"
+            " it is no gold to compare with"
+        )
+
+
+def _parts(
+    base: Victim, *, goal: Goal, teacher: Teacher, steps: int, guidance: float, seed: int
+) -> Parts:
+    """What leaky controls are built of: `base`, and latents of the concept by the teacher."""
+    numbers = np.arange(ladder.BANK)
+    z = sample.initial_noise(numbers + 10**9 + seed, teacher.shape, base.device)
+    low, high = teacher.sigma_range
+    bank = sample.heun(
+        guided(teacher.denoiser, teacher.encode([None]), guidance),
+        z,
+        teacher.encode(goal.asks(numbers)),
+        steps=steps,
+        sigma_min=low,
+        sigma_max=high,
+    )
+    return Parts(
+        gold=base,
+        label=goal.label,
+        override=goal.label,
+        bank=bank,
+        original=teacher.denoiser,
+        seed=seed,
+        prompts=goal.prompts,
+        pairs=goal.pairs,
+        slots=goal.slots,
+        paraphrases=goal.paraphrases,
+    )
