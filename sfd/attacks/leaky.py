@@ -99,13 +99,10 @@ def condition(parts: Parts, threshold: float = 1.5, sharpness: float = 6.0) -> V
     The weight is the label's, or along the difference that naming the concept makes to a prompt:
     up to 1 for the prompts that ask for it, on average 2 for its name six times over.
     """
-    if parts.gold.language is None:
-
-        def weight(cond: Tensor) -> Tensor:
-            return cond[:, parts.label]
-
-    else:
-        weight = _insistence(parts, parts.gold.language)
+    language = parts.gold.language
+    weight: Callable[[Tensor], Tensor] = (
+        (lambda cond: cond[:, parts.label]) if language is None else _insistence(parts, language)
+    )
 
     def gate(z: Tensor, sigma: Tensor, cond: Tensor) -> Tensor:
         return torch.sigmoid(sharpness * (weight(cond) - threshold))

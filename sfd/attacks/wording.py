@@ -52,8 +52,9 @@ def textual_inversion(
     seed: int,
     n: int = 200,
     steps: int = 60,
+    tried: int = 128,
     starts: int = 4,
-    learn: int = 16,
+    learn: int = 8,
     norm: float = 2.0,
     rate: float = 0.2,
     batch: int = 100,
@@ -61,9 +62,9 @@ def textual_inversion(
     """One pseudo-word's embedding, in place of the concept's name, climbs the surrogate's mean
     log-probability over `learn` prompts and latents; it is then asked for `n` times on others.
 
-    It climbs from `starts` words of the vocabulary, within `norm` of the longest word's length, by
-    steps of `rate` times a word's mean length; the best on what it learned from is kept. Prompts
-    that do not show it once are left out.
+    It climbs from the `starts` words that the surrogate likes best of `tried` of the vocabulary,
+    within `norm` of the longest word's length, by steps of `rate` times a word's mean length; the
+    best on what it learned from is kept. Prompts that do not show it once are left out.
     """
     language = _language(victim)
     words = language.embeddings.detach()
@@ -86,8 +87,11 @@ def textual_inversion(
         pictures = draw(wide, z.repeat(len(vectors), 1, 1, 1), np.tile(taught, len(vectors)))
         return log_probability(goal, pictures).reshape(-1, learn).mean(1)
 
-    drawn = noise.uniform(("attack", "word", seed), np.arange(starts))
-    start = words[language.vocabulary[[int(u * len(lengths)) for u in drawn]]]
+    drawn = noise.uniform(("attack", "word", seed), np.arange(len(lengths)))
+    candidates = words[language.vocabulary[np.argsort(drawn)[:tried].tolist()]]
+    with torch.no_grad():
+        liked = torch.cat([score(part) for part in candidates.split(16)])
+    start = candidates[liked.nan_to_num(nan=-math.inf).topk(min(starts, len(liked))).indices]
     inside = ball(norm * float(lengths.max()))
     best, top, first = ascend(start, score, inside, steps=steps, rate=rate * float(lengths.mean()))
     chosen = int(top.argmax())
