@@ -12,7 +12,7 @@ from sfd import (
 )
 from sfd.classifiers import Classifier
 from sfd.concepts import Concept
-from sfd.eval import claims, class_teacher, common, evidence, ladder, suites
+from sfd.eval import claims, class_teacher, common, evidence, guidance, ladder, suites
 from sfd.eval import review as reviews
 from sfd.eval.evidence import Drawn
 from sfd.eval.quality import quality
@@ -122,7 +122,13 @@ def audit(
         labels,
         retained,
         feature_space=suite.features,
-        baseline=class_teacher.described(teacher, suite, side) if teacher and side else {},
+        baseline=(
+            guidance.described(
+                f"teacher {teacher.name}", suite.teacher.steps, side.guidance, side.tried
+            )
+            if teacher and side
+            else {}
+        ),
     )
     found["hygiene"] = common.hygiene(subject, teacher)
     compared = relative(gold, plain, grid, asked, concepts, plan=plan, extract=extract)

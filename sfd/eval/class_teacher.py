@@ -4,13 +4,12 @@ import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from sfd import content, features, metrics, sample
+from sfd import content, features, sample
 from sfd.classifiers import Classifier
-from sfd.eval import common, evidence, suites
+from sfd.eval import common, evidence, guidance, suites
 from sfd.eval.evidence import Drawn
 from sfd.eval.suites import Reference, Suite
 from sfd.teachers import Teacher
@@ -64,15 +63,17 @@ def teacher_side(
     taught = [i for i in labels if i not in teacher.without]
     names = [teacher.labels[i] for i in taught]
     real = reference.features[np.isin(reference.labels, [reference.names.index(n) for n in names])]
-    tried: dict[str, float] = {}
-    for k in choices:
+
+    def features_at(k: float) -> np.ndarray:
         generate = sample.teacher_sampler(teacher, steps=suite.teacher.steps, guidance=k)
         found = []
         for label in taught:
             found.append(extract(generate([label] * few, trial)))
             count(few)
-        tried[f"{k:g}"] = metrics.fid(np.concatenate(found), real)
-    best = float(min(tried, key=lambda k: tried[k])) if tried else suite.teacher.guidance[0]
+        return np.concatenate(found)
+
+    only = suite.teacher.guidance[0]
+    best, tried = guidance.best(choices, features_at, real) if choices else (only, {})
     generate = sample.teacher_sampler(teacher, steps=suite.teacher.steps, guidance=best)
     drawn: dict[int, Drawn] = {}
     sheets: dict[int, np.ndarray] = {}
@@ -91,17 +92,6 @@ def teacher_side(
         sheets[label] = np.concatenate(kept)[: common.PER_SHEET]
     _write(path, TeacherSide(drawn, sheets, best, tried))
     return _read(path)  # in the cache's half precision, as every later audit sees it
-
-
-def described(teacher: Teacher, suite: Suite, side: TeacherSide) -> dict[str, Any]:
-    """What the student's quality is compared with, for the record."""
-    guided = side.guidance != 1
-    out: dict[str, Any] = {
-        "what": f"teacher {teacher.name}, Heun" + f", guidance {side.guidance:g}" * guided,
-        "nfe": (2 * suite.teacher.steps - 1) * (1 + guided),
-        "guidance": side.guidance,
-    }
-    return out | ({"fid_by_guidance": side.tried} if side.tried else {})
 
 
 def _write(path: Path, side: TeacherSide) -> None:

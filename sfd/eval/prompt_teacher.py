@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from sfd import content, features, metrics, sample
-from sfd.eval import common, evidence
+from sfd import content, features, sample
+from sfd.eval import common, evidence, guidance
 from sfd.eval.evidence import Drawn
 from sfd.eval.grid import Answers, Grid, Shown, ask, asked_of_cells
 from sfd.eval.suites import PromptSuite, Reference
@@ -50,20 +50,21 @@ def teacher_side(
     few = -(-suite.teacher.n // len(kept))
     prompts, seeds = asked_of_cells(grid, few, common.seeds_from(plan + "guidance", few))
     rows = np.concatenate([np.arange(i * few, (i + 1) * few) for i in kept])
-    tried: dict[str, float] = {}
     count = common.counter(
         (lambda _, n, of: progress(f"teacher {teacher.name}", n, of)) if progress else None,
         len(suite.teacher.guidance) * len(rows) + suite.n.per_cell * len(grid.cells),
     )
-    for k in suite.teacher.guidance:
+
+    def features_at(k: float) -> np.ndarray:
         generate = sample.teacher_sampler(teacher, steps=suite.teacher.steps, guidance=k)
         found = []
         for start in range(0, len(rows), evidence.CHUNK):
             part = rows[start : start + evidence.CHUNK]
             found.append(extract(generate([prompts[i] for i in part], seeds[part])))
             count(len(part))
-        tried[f"{k:g}"] = metrics.fid(np.concatenate(found), real)
-    best = float(min(tried, key=lambda k: tried[k]))
+        return np.concatenate(found)
+
+    best, tried = guidance.best(suite.teacher.guidance, features_at, real)
     shown = Shown(grid, suite.n.per_cell)
     prompts, seeds = asked_of_cells(
         grid, suite.n.per_cell, common.seeds_from(plan, suite.n.per_cell)

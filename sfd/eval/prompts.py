@@ -14,7 +14,7 @@ import numpy as np
 
 from sfd import content, features, metrics
 from sfd.concepts import Concept, PromptConcept
-from sfd.eval import claims, common, evidence, ladder, prompt_ladder, suites
+from sfd.eval import claims, common, evidence, guidance, ladder, prompt_ladder, suites
 from sfd.eval import review as reviews
 from sfd.eval.evidence import Drawn
 from sfd.eval.grid import (
@@ -271,7 +271,7 @@ def _retention(
         for name, inside in (("in_domain", True), ("cross_domain", False)):
             labels = [v for v in by_value[0] if (v in own) == inside]
             sides = {}
-            for side, values in zip(("after", "before"), by_value, strict=False):
+            for side, values in zip(("after", "before")[: len(by_value)], by_value, strict=True):
                 hit = np.concatenate([values[v].called == v for v in labels] or [np.zeros(0)])
                 lost = sum(int((~values[v].judged).sum()) for v in labels)
                 if len(hit):
@@ -293,10 +293,7 @@ def _quality(
     mine, *theirs = (by_cell(grid, answers, kept) for answers in _sides(after, before))
     baseline = (
         {
-            "what": f"teacher, Heun, guidance {before.guidance:g}",
-            "nfe": 2 * suite.teacher.steps - 1,
-            "guidance": before.guidance,
-            "fid_by_guidance": before.tried,
+            **guidance.described("teacher", suite.teacher.steps, before.guidance, before.tried),
             "diversity": _diversity(theirs[0]),
         }
         if before

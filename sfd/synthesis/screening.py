@@ -90,16 +90,16 @@ def screen(
 
     All of them wait for `turn`, where one is given.
     """
-    locks = [turn or Lock() for _ in (*detectors, private)]
+    *locks, last = [turn or Lock() for _ in (*detectors, private)]
 
     def look(images: np.ndarray) -> list[Seen]:
         columns = []
-        for detector, lock in zip(detectors, locks, strict=False):
+        for detector, lock in zip(detectors, locks, strict=True):
             with lock:
                 columns.append(detector.look(images))
         near: list[tuple[str, ...]] = [()] * len(images)
         if private is not None:
-            with locks[-1]:
+            with last:
                 near = private.near(images)
         names = [detector.name for detector in detectors]
         return [

@@ -81,6 +81,10 @@ def _audited(
             f"suite {chosen.name} asks in words: what its attackers have the teacher draws, leave"
             " --attack-images out"
         )
+    if plain is not None and isinstance(chosen, suites.PromptSuite):
+        raise ValueError(
+            f"suite {chosen.name} asks in words: only classes are compared with --plain"
+        )
     if attack_images is not None:
         chosen = chosen.model_copy(update={"attack_images": attack_images})
     return jobs.audit_subject(
