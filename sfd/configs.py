@@ -182,11 +182,24 @@ class Forgetting(Strict):
 
 class Guidance(Strict):
     """k of D(null) + k (D(c) - D(null)), where the fake score learns, where it is asked, and in the
-    target (arXiv 2406.01561)."""
+    target (arXiv 2406.01561).
+
+    `interval` is (low, high] of sigma, where alone the target is guided (arXiv 2404.07724): at
+    little noise a guided score is that of a narrower distribution than its sampler draws from, and
+    a student of it collapses within classes."""
 
     train: float = Field(default=1.0, ge=0)
     fake: float = Field(default=1.0, ge=0)
     target: float = Field(default=1.0, ge=0)
+    interval: tuple[float, float] | None = None
+
+    @model_validator(mode="after")
+    def _interval_is_one(self) -> "Guidance":
+        if self.interval and not 0 <= self.interval[0] < self.interval[1]:
+            raise ValueError("interval: give [low, high] with 0 <= low < high, in sigma")
+        if self.interval and self.target == 1:
+            raise ValueError("interval: there is no guidance to limit while target is 1")
+        return self
 
 
 class Lora(Strict):

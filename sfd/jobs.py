@@ -110,9 +110,8 @@ def prepare(name: str, recipe: Recipe, device: torch.device) -> Job:
     row = plugins.resolve(forgetting.RULES, plan.rule, "rules")
     build_rule = row.build if isinstance(row, forgetting.Row) else row
     null = teacher.encode([None])
-    target = replace(
-        teacher, denoiser=teachers.guided(teacher.denoiser, null, recipe.guidance.target)
-    )
+    k, interval = recipe.guidance.target, recipe.guidance.interval
+    target = replace(teacher, denoiser=teachers.guided(teacher.denoiser, null, k, interval))
     rule = _built(build_rule, f"forgetting.options ({plan.rule})", plan.options, target, found)
     if found and not plan.share:
         raise ValueError("forgetting.share is 0, so no image would ever forget: raise it")

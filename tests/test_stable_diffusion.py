@@ -86,6 +86,17 @@ def test_guidance_is_the_formula(teacher):
     assert teachers.guided(teacher.denoiser, null, 1.0) is teacher.denoiser
 
 
+def test_guidance_holds_within_its_interval_of_sigma_alone(teacher):
+    x, sigma, cond = noisy(teacher), torch.tensor([0.3, 1.5, 4.0]), teacher.encode(PROMPTS[:3])
+    null = teacher.encode([None])
+    with torch.no_grad():
+        plain = teacher.denoiser(x, sigma, cond)
+        everywhere = teachers.guided(teacher.denoiser, null, 3.0)(x, sigma, cond)
+        found = teachers.guided(teacher.denoiser, null, 3.0, (0.3, 3.9))(x, sigma, cond)
+    assert torch.equal(found[1], everywhere[1]) and not torch.equal(found[1], plain[1])
+    assert torch.allclose(found[[0, 2]], plain[[0, 2]], atol=1e-5)
+
+
 def test_samples_are_images_and_repeat(teacher):
     generate = sample.teacher_sampler(teacher, steps=3, guidance=2.0)
     seeds = np.array([3, 4])

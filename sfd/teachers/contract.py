@@ -67,23 +67,34 @@ def one_hot(raw: Raw, classes: int, device: torch.device, null: Sequence[int] = 
     return torch.from_numpy(rows).to(device)
 
 
-class Guided(nn.Module):
-    """D(x, null) + k (D(x, cond) - D(x, null)); `null` is one row. arXiv 2207.12598, eq. 6."""
+Interval = tuple[float, float]
+"""(low, high] of sigma."""
 
-    def __init__(self, denoiser: nn.Module, null: Tensor, k: float):
+
+class Guided(nn.Module):
+    """D(x, null) + k (D(x, cond) - D(x, null)); `null` is one row. arXiv 2207.12598, eq. 6.
+
+    Outside `interval` of sigma k is 1 (arXiv 2404.07724, eq. 6).
+    """
+
+    def __init__(self, denoiser: nn.Module, null: Tensor, k: float, interval: Interval):
         super().__init__()
-        self.denoiser, self.k = denoiser, k
+        self.denoiser, self.k, self.interval = denoiser, k, interval
         self.register_buffer("null", null, persistent=False)
 
     def forward(self, x: Tensor, sigma: Tensor, cond: Tensor) -> Tensor:
         both = torch.cat([self.get_buffer("null").expand_as(cond), cond])
         without, within = self.denoiser(x.repeat(2, 1, 1, 1), sigma.repeat(2), both).chunk(2)
-        return without + self.k * (within - without)
+        low, high = self.interval
+        k = torch.where((sigma > low) & (sigma <= high), self.k, 1.0)
+        return without + k.reshape(-1, *[1] * (x.ndim - 1)) * (within - without)
 
 
-def guided(denoiser: nn.Module, null: Tensor, k: float) -> nn.Module:
-    """The denoiser under classifier-free guidance; itself where `k` is 1."""
-    return denoiser if k == 1 else Guided(denoiser, null, k)
+def guided(
+    denoiser: nn.Module, null: Tensor, k: float, interval: Interval | None = None
+) -> nn.Module:
+    """The denoiser under classifier-free guidance within `interval`; itself where `k` is 1."""
+    return denoiser if k == 1 else Guided(denoiser, null, k, interval or (0.0, float("inf")))
 
 
 def unguided(denoiser: nn.Module) -> nn.Module:
