@@ -45,12 +45,14 @@ class Rule:
 
     `target(x, sigma, batch, fake_x0) -> x0 [B, C, H, W]` is what the objective takes for the
     teacher; `penalty(student, x_g, batch) -> [B]` an extra term on the student; `mask(student) ->
-    {parameter name: mask}` which weights may move.
+    {parameter name: mask}` which weights may move. A `target` that looks at `fake_x0` says so by
+    `reads_fake`, or it is spared the evaluation and given anything.
     """
 
     target: Callable[[Tensor, Tensor, Batch, Tensor], Tensor]
     penalty: Callable[[nn.Module, Tensor, Batch], Tensor] | None = None
     mask: Callable[[nn.Module], dict[str, Tensor]] | None = None
+    reads_fake: bool = True
 
 
 def _no_notes(options: Mapping[str, Any]) -> tuple[str, ...]:
@@ -76,7 +78,7 @@ def none(teacher: Teacher, concepts: Sequence[AnyConcept]) -> Rule:
     """Plain distillation: the teacher at the row's own condition. Raises if there are concepts."""
     if concepts:
         raise ValueError("forgetting rule 'none' forgets nothing: remove `concepts`")
-    return Rule(target=_at_target_condition(teacher))
+    return Rule(target=_at_target_condition(teacher), reads_fake=False)
 
 
 def override(teacher: Teacher, concepts: Sequence[AnyConcept]) -> Rule:
@@ -85,7 +87,7 @@ def override(teacher: Teacher, concepts: Sequence[AnyConcept]) -> Rule:
     SFD, arXiv 2409.11219, eq. 11. Raises ValueError if there is no concept.
     """
     _need(concepts, "override")
-    return Rule(target=_at_target_condition(teacher))
+    return Rule(target=_at_target_condition(teacher), reads_fake=False)
 
 
 def _at_target_condition(teacher: Teacher) -> Target:
@@ -131,7 +133,7 @@ def negative(teacher: Teacher, concepts: Sequence[AnyConcept], *, k: float = 3.0
             out[kept] = teacher.denoiser(x[kept], sigma[kept], cond)
         return out
 
-    return Rule(target=target)
+    return Rule(target=target, reads_fake=False)
 
 
 def _negatives(concepts: Sequence[AnyConcept]) -> dict[Any, Any]:
@@ -175,7 +177,7 @@ def anchor(teacher: Teacher, concepts: Sequence[AnyConcept], *, to: int | str | 
             raw[n] = safe
         return teacher.denoiser(x, sigma, teacher.encode(raw))
 
-    return Rule(target=target)
+    return Rule(target=target, reads_fake=False)
 
 
 def _anchored(teacher: Teacher, concepts: Sequence[AnyConcept], to: int | str | None) -> Any:

@@ -4,7 +4,7 @@ Nothing here knows of forgetting: an objective sees `student`, `target` and `fak
 callable `(x, sigma) -> x0` that has its rows' conditions inside.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from sfd import schedules
+from sfd import schedules, solvers
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
 Logs = dict[str, Tensor]
@@ -25,6 +25,8 @@ BANDS = (0.0, 0.1, 0.5, 2.0, 8.0, float("inf"))
 class Draw:
     """Random numbers of a batch's rows, by purpose: each depends on its image's number alone."""
 
+    numbers: Sequence[int]
+    """The rows' image numbers `[B]`."""
     normal: Callable[[str], Tensor]
     """`[B, C, H, W]` standard normal."""
     uniform: Callable[[str], Tensor]
@@ -38,7 +40,8 @@ class Phase:
     `loss` returns per-sample losses `[B]` and Logs; it is called with those of `student`,
     `target`, `fake`, `draw` and `memo` that its signature names. `memo` is a dictionary that the
     phases of one iteration share. Only the networks in `learns` have parameters that take a
-    gradient. `weight` says which of the batch's weights multiplies the losses.
+    gradient. `weight` says which of the batch's weights multiplies the losses. `distinct` is how
+    many different images the phase sees: image numbers start again from 0 after so many.
     """
 
     name: str
@@ -46,6 +49,7 @@ class Phase:
     loss: Callable[..., tuple[Tensor, Logs]]
     weight: Literal["student", "fake"]
     every: int = 1
+    distinct: int | None = None
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,11 @@ def matching_loss(x_g: Tensor, target_x0: Tensor, fake_x0: Tensor) -> Tensor:
     """
     delta = (target_x0 - fake_x0).detach().float()
     return -(delta * x_g.float()).flatten(1).sum(1)
+
+
+def regression_loss(x_g: Tensor, x0: Tensor) -> Tensor:
+    """|x_g - x0|^2, `[B]`, summed over C, H, W. arXiv 2101.02388, eq. 7."""
+    return (x_g.float() - x0.float()).square().flatten(1).sum(1)
 
 
 def by_band(name: str, values: Tensor, sigma: Tensor) -> Logs:
@@ -202,6 +211,35 @@ def diff_instruct(
     return (student, fake)
 
 
+def regression(
+    *,
+    sigma_init: float,
+    pairs: int = 4000,
+    steps: int = 8,
+    sigma_min: float = 0.002,
+    sigma_max: float = 80.0,
+) -> tuple[Phase, ...]:
+    """Knowledge distillation (arXiv 2101.02388): the end of the target's own trajectory, regressed.
+
+    The student learns `pairs` pairs of z and of where Heun's method in `steps` steps leads from
+    sigma_max z. Each end is computed when its image is first met and kept in memory, for it is a
+    function of the image's number. It is a start for the others, which know no pairs: it keeps the
+    target's variety, and is blurred. The fake score does not learn.
+    """
+    ends: dict[int, Tensor] = {}
+
+    def loss(student: Denoise, target: Denoise, draw: Draw):
+        z = draw.normal("z")
+        if any(n not in ends for n in draw.numbers):
+            x0 = solvers.heun(target, z, steps=steps, sigma_min=sigma_min, sigma_max=sigma_max)
+            ends.update(zip(draw.numbers, x0, strict=True))
+        x_g = student(sigma_init * z, z.new_full((len(z),), sigma_init))
+        losses = regression_loss(x_g, torch.stack([ends[n] for n in draw.numbers]))
+        return losses, {"error": losses.detach() / x_g[0].numel()}
+
+    return (Phase("student", ("student",), loss, "student", distinct=pairs),)
+
+
 def _student_logs(target_x0: Tensor, fake_x0: Tensor) -> Logs:
     return {"delta": (target_x0 - fake_x0).detach().float().abs().flatten(1).mean(1)}
 
@@ -209,4 +247,5 @@ def _student_logs(target_x0: Tensor, fake_x0: Tensor) -> Logs:
 TABLE: dict[str, Objective] = {
     "sid": Objective(sid, "Zhou et al., Score identity Distillation, arXiv 2404.04057"),
     "diff-instruct": Objective(diff_instruct, "Luo et al., Diff-Instruct, arXiv 2305.18455"),
+    "regression": Objective(regression, "Luhman & Luhman, Distilled samplers, arXiv 2101.02388"),
 }

@@ -205,6 +205,7 @@ def _two_steps(
     raw, ones = [None] * rows, torch.ones(rows)
     drawn = Batch(raw, raw, raw, torch.zeros(rows, dtype=torch.bool), ones, ones)
     draw = Draw(
+        numbers=range(rows),
         normal=lambda purpose: torch.randn(rows, *shape.x),
         uniform=lambda purpose: torch.rand(rows, dtype=torch.float64),
     )

@@ -19,6 +19,7 @@ from sfd import (
     provenance,
     sample,
     schedules,
+    solvers,
     state,
     teachers,
 )
@@ -153,7 +154,9 @@ def run(
         z = sample.initial_noise(seeds, shape, device)
         raw = np.repeat(np.arange(len(recipe.labels)), columns).tolist()
         cond = one_hot(raw, len(recipe.labels), device, recipe.exclude)
-        x0 = sample.heun(average, z, cond, steps=18, sigma_min=0.002, sigma_max=80.0)
+        x0 = solvers.heun(
+            lambda x, sigma: average(x, sigma, cond), z, steps=18, sigma_min=0.002, sigma_max=80.0
+        )
         grid = images.sheet(to_uint8(x0), columns, scale=max(1, 48 // shape[1]))
         content.write_atomic(folder / f"samples/{nimg:09d}.png", images.png_bytes(grid))
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sfd import content, noise, schedules, teachers
+from sfd import content, noise, solvers, teachers
 from sfd.teachers import Raw, Teacher, guided
 
 Generate = Callable[[Raw, np.ndarray], np.ndarray]
@@ -26,32 +25,6 @@ def initial_noise(seeds: np.ndarray, shape: tuple[int, ...], device: torch.devic
 def one_step(student: nn.Module, z: Tensor, cond: Tensor, sigma_init: float) -> Tensor:
     """x_g = student(sigma_init z, sigma_init, cond), `[B, C, H, W]`. arXiv 2404.04057, eq. 7."""
     return student(sigma_init * z, z.new_full((len(z),), sigma_init), cond)
-
-
-@torch.no_grad()
-def heun(
-    denoiser: nn.Module,
-    z: Tensor,
-    cond: Tensor,
-    *,
-    steps: int,
-    sigma_min: float,
-    sigma_max: float,
-    rho: float = 7.0,
-) -> Tensor:
-    """EDM's deterministic sampler: `2 steps - 1` evaluations. arXiv 2206.00364, algorithm 1."""
-    t = torch.linspace(0, 1, steps, dtype=torch.float64)
-    sigmas = [*schedules.karras_sigma(t, sigma_min, sigma_max, rho).tolist(), 0.0]
-    x = sigma_max * z
-
-    def slope(x: Tensor, sigma: float) -> Tensor:
-        return (x - denoiser(x, x.new_full((len(x),), sigma), cond)) / sigma
-
-    for now, after in pairwise(sigmas):
-        d = slope(x, now)
-        euler = x + (after - now) * d
-        x = x + (after - now) * 0.5 * (d + slope(euler, after)) if after > 0 else euler
-    return x
 
 
 def _batched(
@@ -78,13 +51,16 @@ def _batched(
 def teacher_sampler(
     teacher: Teacher, *, steps: int = 18, guidance: float = 1.0, batch: int = 250
 ) -> Generate:
-    """A teacher's own samples by `heun`."""
+    """A teacher's own samples by `solvers.heun`."""
     device = next(teacher.denoiser.parameters(), torch.zeros(())).device
     low, high = teacher.sigma_range
 
     def draw(raw: Raw, z: Tensor) -> np.ndarray:
         denoiser = guided(teacher.denoiser, teacher.encode([None]), guidance)
-        x0 = heun(denoiser, z, teacher.encode(raw), steps=steps, sigma_min=low, sigma_max=high)
+        cond = teacher.encode(raw)
+        x0 = solvers.heun(
+            lambda x, sigma: denoiser(x, sigma, cond), z, steps=steps, sigma_min=low, sigma_max=high
+        )
         return teacher.decode(x0)
 
     return _batched(draw, teacher.shape, device, batch)
@@ -166,7 +142,6 @@ def load(path: str | Path, device: str = "cpu", batch: int = 250) -> Student:
 __all__ = [
     "Generate",
     "Student",
-    "heun",
     "initial_noise",
     "load",
     "one_step",

@@ -76,23 +76,22 @@ def train(
     run = state.Run({**networks, "ema": average}, dict(optimizers))
     state.restore(run, folder / "state", identity)
 
+    def draw_batch(numbers: np.ndarray) -> Batch:
+        return forgetting.draw_batch(
+            numbers,
+            seed=seed,
+            shape=teacher.shape,
+            retained=retained,
+            concepts=concepts,
+            share=share,
+            weight_student=weight_student,
+            weight_fake=weight_fake,
+            device=device,
+        )
+
     def step(nimg: int) -> state.Stats:
         rows = state.own_rows(nimg, batch)
         parts = np.array_split(np.arange(rows.start, rows.stop), accumulate)
-        batches = [
-            forgetting.draw_batch(
-                numbers,
-                seed=seed,
-                shape=teacher.shape,
-                retained=retained,
-                concepts=concepts,
-                share=share,
-                weight_student=weight_student,
-                weight_fake=weight_fake,
-                device=device,
-            )
-            for numbers in parts
-        ]
         memos: list[dict[str, Tensor]] = [{} for _ in parts]
         factor = state.learning_rate(nimg, total, warmup=warmup, decay_from=decay_from)
         stats: state.Stats = {}
@@ -102,7 +101,9 @@ def train(
             for name, parameters in own.items():
                 for parameter in parameters:
                     parameter.requires_grad_(name in phase.learns)
-            for numbers, b, memo in zip(parts, batches, memos, strict=True):
+            for part, memo in zip(parts, memos, strict=True):
+                numbers = part % phase.distinct if phase.distinct else part
+                b = draw_batch(numbers)
                 draw = draw_for(seed, phase.name, numbers, teacher.shape, device)
                 views = asked["fake" if "fake" in phase.learns else "student"]
                 losses, logs = call(phase, teacher, rule, views, b, draw, memo)
@@ -157,6 +158,7 @@ def draw_for(
 ) -> Draw:
     """The random numbers of image numbers `[B]` in a phase."""
     return Draw(
+        numbers=numbers.tolist(),
         normal=lambda purpose: torch.from_numpy(
             noise.normal(
                 noise.latent(seed) if purpose == "z" else (seed, phase, purpose), numbers, shape
@@ -191,8 +193,10 @@ def call(
         return seen["fake_x0"]
 
     def target(x: Tensor, sigma: Tensor) -> Tensor:
-        fake_x0 = seen["fake_x0"] if "fake_x0" in seen else fake(x, sigma)
-        return rule.target(x, sigma, batch, fake_x0)
+        known = seen.pop("fake_x0", None)  # at this x, if it was asked just before
+        if known is None and rule.reads_fake:
+            known = networks["fake"](x, sigma, cond_fake)
+        return rule.target(x, sigma, batch, x if known is None else known)
 
     offered = {"student": student, "fake": fake, "target": target, "draw": draw, "memo": memo}
     wanted = inspect.signature(phase.loss).parameters

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "sfd"
 
 LAYERS = [
     # 0: mathematics and bytes
-    {"schedules", "noise", "objectives", "metrics", "networks", "images", "content"},
+    {"schedules", "solvers", "noise", "objectives", "metrics", "networks", "images", "content"},
     # 1: readers and formats
     {"concepts", "configs", "classifiers", "checkpoints", "features", "provenance", "seal"},
     # 2: adapters
@@ -46,6 +46,8 @@ LAYERS = [
 SIDEWAYS = {
     # 0
     ("objectives", "schedules"): "a phase draws its own noise levels",
+    ("objectives", "solvers"): "a phase follows the target's trajectories",
+    ("solvers", "schedules"): "the levels that a solver visits",
     # 1
     ("classifiers", "checkpoints"): "a judge's weights are a tensor file",
     ("features", "classifiers"): "a feature extractor is a classifier's last layer",

@@ -308,9 +308,9 @@ def test_a_class_overridden_by_itself_is_retained_bit_for_bit(objective):
     """Forget rows whose override is their own class are retained rows: losses and gradients."""
     teacher = build(width=16)
     numbers = np.arange(32)
-    phases = objectives.TABLE[objective].phases(sigma_init=2.5)
 
     def losses(concepts: list[Concept], **changes) -> list[Tensor]:
+        phases = objectives.TABLE[objective].phases(sigma_init=2.5)
         batch = draw(numbers, concepts, [1], weight_student=1.0, weight_fake=1.0, **changes)
         nets = {"student": teacher.make_student(), "fake": teacher.make_student()}
         with torch.no_grad():

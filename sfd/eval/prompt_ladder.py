@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sfd import attacks, concepts, content, metrics, sample
+from sfd import attacks, concepts, content, metrics, sample, solvers
 from sfd.attacks import SLOT, Goal, Parts, Victim
 from sfd.classifiers import Classifier
 from sfd.concepts import PromptConcept
@@ -182,10 +182,11 @@ def _parts(
     numbers = np.arange(ladder.BANK)
     z = sample.initial_noise(numbers + 10**9 + seed, teacher.shape, base.device)
     low, high = teacher.sigma_range
-    bank = sample.heun(
-        guided(teacher.denoiser, teacher.encode([None]), guidance),
+    denoiser = guided(teacher.denoiser, teacher.encode([None]), guidance)
+    cond = teacher.encode(goal.asks(numbers))
+    bank = solvers.heun(
+        lambda x, sigma: denoiser(x, sigma, cond),
         z,
-        teacher.encode(goal.asks(numbers)),
         steps=steps,
         sigma_min=low,
         sigma_max=high,
