@@ -156,12 +156,14 @@ def sid(
     sigma_fake: Mapping[str, Any] = {"name": "log-normal"},
     fake_loss: Literal["edm", "eps"] = "edm",
     reuse: bool = True,
+    fake_updates: int = 1,
 ) -> tuple[Phase, ...]:
     """Score identity distillation (arXiv 2404.04057).
 
     `alpha` weighs the squared score difference. `through_networks` false stops the gradient at
     both networks' outputs, which leaves DMD's gradient. `reuse` trains the fake score on the very
-    samples of the student's update, which saves one evaluation in eleven.
+    samples of the student's update, which saves one evaluation in eleven. The student learns in one
+    batch of `fake_updates`, the fake score in each (two time scales, arXiv 2405.14867, section 4.2).
     """
     sample_sigma = schedules.sampler(**sigma_student)
 
@@ -174,7 +176,7 @@ def sid(
             fake_x0, target_x0 = fake(x_t, s), target(x_t, s)
         return sid_loss(x_g, target_x0, fake_x0, alpha=alpha), _student_logs(target_x0, fake_x0)
 
-    student = Phase("student", ("student",), loss, "student")
+    student = Phase("student", ("student",), loss, "student", every=fake_updates)
     fake = _fake_phase(sigma_init=sigma_init, sigma=sigma_fake, kind=fake_loss, reuse=reuse)
     return (student, fake)
 
@@ -187,10 +189,12 @@ def diff_instruct(
     sigma_fake: Mapping[str, Any] = {"name": "log-normal"},
     fake_loss: Literal["edm", "eps"] = "edm",
     reuse: bool = True,
+    fake_updates: int = 1,
 ) -> tuple[Phase, ...]:
     """Diff-Instruct (arXiv 2305.18455): the score difference alone moves the sample.
 
-    `normalise` divides a row's gradient by mean|x_g - D_phi| (DMD, arXiv 2311.18828, eq. 8).
+    `normalise` divides a row's gradient by mean|x_g - D_phi| (DMD, arXiv 2311.18828, eq. 8). The
+    student learns in one batch of `fake_updates`.
     """
     sample_sigma = schedules.sampler(**sigma_student)
 
@@ -206,7 +210,7 @@ def diff_instruct(
             losses = losses * normaliser(x_g, target_x0)
         return losses, _student_logs(target_x0, fake_x0)
 
-    student = Phase("student", ("student",), loss, "student")
+    student = Phase("student", ("student",), loss, "student", every=fake_updates)
     fake = _fake_phase(sigma_init=sigma_init, sigma=sigma_fake, kind=fake_loss, reuse=reuse)
     return (student, fake)
 
