@@ -7,6 +7,7 @@ from typing import Any
 
 from sfd import configs, jobs, report, sample, verbs
 from sfd.eval.outsiders import Function
+from sfd.eval.pipelines import AS_IT_IS, Sampling
 from sfd.sample import Student
 
 
@@ -63,26 +64,29 @@ def audit(
     attack_images: str | None = None,
     steps: int | None = None,
     guidance: float | None = None,
+    start: str | Path | None = None,
+    strength: float | None = None,
     review: int = 0,
 ) -> dict[str, Any]:
     """Audit what lies at a path, or a function; audit.json's content, also left in `out`.
 
     A path is a run folder, a student's file, a diffusers folder (sampled in `steps` with
-    `guidance`), an ONNX generator or a folder of images. `generate(conditions, seeds)` is asked for
-    uint8 images `[N, H, W, C]`; a condition is a prompt, or the index of one of `labels` (those of
-    the suite's judge). What no student is must say its `concepts`, by name, and may say its
-    original `teacher` (a name, a file, a folder). `gold` is the run of a student that never knew
-    the concepts, `plain` of one that forgot nothing; `attack_images` are an attacker's images.
-    `review` images of each concept are left in `review/` for people to look at. Raises ValueError
-    in one line.
+    `guidance`, or image to image from the pictures in the folder `start`), an ONNX generator or a
+    folder of images. `generate(conditions, seeds)` is asked for uint8 images `[N, H, W, C]`; a
+    condition is a prompt, or the index of one of `labels` (those of the suite's judge). What no
+    student is must say its `concepts`, by name, and may say its original `teacher` (a name, a
+    file, a folder). `gold` is the run of a student that never knew the concepts, `plain` of one
+    that forgot nothing; `attack_images` are an attacker's images. `review` images of each concept
+    are left in `review/` for people to look at. Raises ValueError in one line.
     """
     if (path is None) == (generate is None):
         raise ValueError("audit: give either a path or generate=")
     where = jobs.device_of(device)
+    sampling = Sampling(steps, guidance, Path(start) if start else None, strength)
     names = concepts.split(",") if isinstance(concepts, str) else list(concepts)
     if generate is not None:
-        if gold or plain or attack_images or steps is not None or guidance is not None:
-            raise ValueError("audit: a function has no rivals, attack_images, steps or guidance")
+        if gold or plain or attack_images or sampling != AS_IT_IS:
+            raise ValueError("audit: a function has no rivals, attack_images, steps or the like")
         folder = Path(out or "audit")
         result = verbs.audit_function(
             generate, suite, folder, device=where, progress=_quiet, labels=labels, names=names,
@@ -96,8 +100,8 @@ def audit(
         result = verbs.audit_file(
             Path(path), suite, folder, device=where, progress=_quiet,
             gold=Path(gold) if gold else None,
-            plain=Path(plain) if plain else None, attack_images=attack_images, steps=steps,
-            guidance=guidance, names=names, original=teacher, review=review,
+            plain=Path(plain) if plain else None, attack_images=attack_images,
+            sampling=sampling, names=names, original=teacher, review=review,
         )  # fmt: skip
     report.write(folder)
     return result

@@ -162,8 +162,8 @@ def sid(
 
     `alpha` weighs the squared score difference. `through_networks` false stops the gradient at
     both networks' outputs, which leaves DMD's gradient. `reuse` trains the fake score on the very
-    samples of the student's update, which saves one evaluation in eleven. The student learns in one
-    batch of `fake_updates`, the fake score in each (two time scales, arXiv 2405.14867, section 4.2).
+    samples of the student's update, which saves one evaluation in eleven. The student learns in
+    one batch of `fake_updates`, the fake score in each (arXiv 2405.14867, section 4.2).
     """
     sample_sigma = schedules.sampler(**sigma_student)
 

@@ -16,6 +16,7 @@ from test_cli import sfd as run
 import sfd
 from sfd import concepts, eval, images, report, sample, seal, verbs
 from sfd.eval import outsiders, pipelines, suites
+from sfd.eval.pipelines import Sampling
 from sfd.eval.shots import Partial
 from sfd.teachers import mixture, to_uint8
 
@@ -487,7 +488,7 @@ def test_any_stable_diffusion_folder_with_any_scheduler(tmp_path):
     listed = json.loads(index.read_text())
     listed["scheduler"] = ["diffusers", "EulerAncestralDiscreteScheduler"]
     index.write_text(json.dumps(listed))
-    noisy = pipelines.of_pipeline(folder, [], device="cpu", steps=2, guidance=3.0, batch=2)
+    noisy = pipelines.of_pipeline(folder, [], device="cpu", sampling=Sampling(2, 3.0), batch=2)
     prompts, seeds = ["a red shoe", "a hat", "a coat"], np.array([5, 6, 7])
     whole = noisy.generate(prompts, seeds)
     alone = noisy.generate(prompts[2:], seeds[2:])
@@ -498,6 +499,34 @@ def test_any_stable_diffusion_folder_with_any_scheduler(tmp_path):
         sfd.audit(folder, suite="fashion-text")
     with pytest.raises(ValueError, match="is not for a model that is asked in prompts"):
         sfd.audit(folder, suite="mixture", concepts="mixture-left")
+
+
+def test_image_to_image_starts_from_the_pictures(tmp_path):
+    folder, pictures = tiny.write(tmp_path / "pipe"), tmp_path / "pictures"
+    pictures.mkdir()
+    side = pipelines.of_pipeline(folder, [], device="cpu", sampling=Sampling(1, 0.0)).generate(
+        ["a"], np.array([0])
+    )
+    for n, grey in enumerate((0, 255)):
+        Image.fromarray(np.full_like(side[0], grey)).save(pictures / f"{n}.png")
+
+    def drawn(strength: float) -> np.ndarray:
+        sampling = Sampling(4, 1.0, pictures, strength)
+        subject = pipelines.of_pipeline(folder, [], device="cpu", sampling=sampling)
+        assert subject.nfe == int(4 * strength) and not subject.paired
+        assert f"image to image from {pictures} at strength {strength:g}" in subject.format
+        return subject.generate(["a hat"] * 3, np.array([2, 3, 4])).astype(int)
+
+    near = drawn(0.25)
+    assert np.abs(near[0] - near[1]).mean() > np.abs(near[0] - near[2]).mean(), "seed 4 starts as 2"
+    assert (drawn(1.0) != near).any()
+    with pytest.raises(ValueError, match="takes none of 1 steps"):
+        pipelines.of_pipeline(folder, [], device="cpu", sampling=Sampling(1, start=pictures))
+    with pytest.raises(ValueError, match="say which pictures"):
+        pipelines.of_pipeline(folder, [], device="cpu", sampling=Sampling(strength=0.5))
+    Image.fromarray(np.zeros((3, 5, 3), np.uint8)).save(pictures / "odd.png")
+    with pytest.raises(ValueError, match="differ in size"):
+        pipelines.of_pipeline(folder, [], device="cpu", sampling=Sampling(4, start=pictures))
 
 
 @pytest.fixture(scope="module")
@@ -516,23 +545,28 @@ def unet(tmp_path_factory):
 
 
 def test_a_class_conditional_unet_with_any_scheduler(unet):
-    options = {"device": "cpu", "steps": 3, "batch": 3}
-    plain = pipelines.of_unet(unet, LABELS, [], **options)
+    options = {"device": "cpu", "batch": 3}
+    plain = pipelines.of_unet(unet, LABELS, [], sampling=Sampling(3), **options)
     raw, seeds = [0, 1, 2, 3], np.arange(4)
     whole = plain.generate(raw, seeds)
     assert whole.shape == (4, 4, 4, 1) and plain.nfe == 3 and "DDPMScheduler" in plain.format
     assert np.abs(whole[1:].astype(int) - plain.generate(raw[1:], seeds[1:])).max() <= 1
-    guided = pipelines.of_unet(unet, LABELS, [], guidance=4.0, **options)
+    guided = pipelines.of_unet(unet, LABELS, [], sampling=Sampling(3, 4.0), **options)
     assert guided.nfe == 6 and (guided.generate(raw, seeds) != whole).any()
     with pytest.raises(ValueError, match="has 5 classes, the suite's judge 3"):
         pipelines.of_unet(unet, LABELS[:3], [], **options)
     with pytest.raises(ValueError, match="no row for no class"):
-        pipelines.of_unet(unet, [*LABELS, "e"], [], guidance=2.0, **options)
+        pipelines.of_unet(unet, [*LABELS, "e"], [], sampling=Sampling(guidance=2.0), **options)
 
 
 def test_a_unet_folder_from_its_path(unet):
     subject, suite, teacher = verbs.subjects.open_path(
-        unet, "mixture", names=["mixture-left"], original=str(unet), steps=2, device=CPU
+        unet,
+        "mixture",
+        names=["mixture-left"],
+        original=str(unet),
+        sampling=Sampling(2),
+        device=CPU,
     )
     assert subject.nfe == 2 and suite.name == "mixture"
     assert teacher is not None and list(teacher.labels) == LABELS

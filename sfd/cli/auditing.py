@@ -35,6 +35,12 @@ def audit(
     ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Of a pipeline.")] = None,
     guidance: Annotated[float | None, typer.Option(min=0, help="Of a pipeline.")] = None,
+    start: Annotated[
+        str | None, typer.Option(help="Of a pipeline: image to image from this folder's pictures.")
+    ] = None,
+    strength: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Of image to image; default .8.")
+    ] = None,
     concepts: Annotated[
         str | None, typer.Option(help="What it has forgotten, if it does not say: NAME,NAME.")
     ] = None,
@@ -83,6 +89,8 @@ def audit(
             raise typer.Exit(0 if all(r["expected"] == r["got"] for r in rows) else 3)
         if not subject:
             raise ValueError("name what to audit (a run folder, a file, images), or use --controls")
+        from sfd.eval.pipelines import Sampling
+
         folder = Path(out) if out else verbs.folder_for(Path(subject))
         if reviewed and review:
             raise ValueError("--review leaves a packet, --reviewed reads one: not both at once")
@@ -93,8 +101,9 @@ def audit(
         result = verbs.audit_file(
             Path(subject), suite, folder, device=where, progress=progress,
             gold=Path(gold) if gold else None, plain=Path(plain) if plain else None,
-            attack_images=attack_images, steps=steps,
-            guidance=guidance, names=names, original=teacher, review=review,
+            attack_images=attack_images,
+            sampling=Sampling(steps, guidance, Path(start) if start else None, strength),
+            names=names, original=teacher, review=review,
         )  # fmt: skip
     conclude(result, folder, as_json)
     raise typer.Exit(jobs.code_of(result))

@@ -1,14 +1,15 @@
 """Diffusers folders under audit, as stock diffusers samples them: any scheduler, guidance."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from sfd import checkpoints, sample
+from sfd import checkpoints, images, sample
 from sfd.concepts import AnyConcept, Concept
 from sfd.eval.subjects import IMAGES_ONLY, Subject, beside, weights_of
 from sfd.teachers import Raw, to_uint8
@@ -18,6 +19,23 @@ OURS = "sfd.json"
 """The card in a folder that `sfd export diffusers` wrote."""
 STEPS, GUIDANCE = 50, 7.5
 """What diffusers takes where nobody says otherwise."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a pipeline is sampled; None is what it does by itself.
+
+    With a folder of pictures as `start`, image to image: seed s begins at picture s (modulo their
+    number) with noise to `strength`.
+    """
+
+    steps: int | None = None
+    guidance: float | None = None
+    start: Path | None = None
+    strength: float | None = None
+
+
+AS_IT_IS = Sampling()
 
 
 def asked_in_prompts(folder: Path) -> bool:
@@ -44,22 +62,25 @@ def of_pipeline(
     concepts: Sequence[AnyConcept],
     *,
     device: str,
-    steps: int | None = None,
-    guidance: float | None = None,
+    sampling: Sampling = AS_IT_IS,
     batch: int = 50,
 ) -> Subject:
     """A Stable Diffusion pipeline folder as stock diffusers samples it: its own scheduler.
 
     One step without guidance by default if `sfd export` wrote it, else diffusers' own defaults.
-    Raises ValueError if diffusers cannot read the folder.
+    Raises ValueError if diffusers cannot read the folder, or no step is left of `strength`.
     """
-    from diffusers import StableDiffusionPipeline  # pyright: ignore[reportPrivateImportUsage]
+    import diffusers
 
     ours = (folder / OURS).is_file()
-    steps = steps or (1 if ours else STEPS)
-    guidance = (0.0 if ours else GUIDANCE) if guidance is None else guidance
+    steps = sampling.steps or (1 if ours else STEPS)
+    guidance = sampling.guidance
+    if guidance is None:
+        guidance = 0.0 if ours else GUIDANCE
+    begin, taken, how = _start(sampling, steps)
+    kind = "StableDiffusionImg2ImgPipeline" if begin else "StableDiffusionPipeline"
     try:
-        pipe: Any = StableDiffusionPipeline.from_pretrained(
+        pipe: Any = getattr(diffusers, kind).from_pretrained(
             folder, safety_checker=None, local_files_only=True, use_safetensors=True
         )
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
@@ -77,7 +98,11 @@ def of_pipeline(
                 ["" if prompt is None else prompt for prompt in raw[rows]],
                 num_inference_steps=steps,
                 guidance_scale=guidance,
-                latents=sample.initial_noise(seeds[rows], shape, torch.device(device)),
+                **(
+                    begin(seeds[rows])
+                    if begin
+                    else {"latents": sample.initial_noise(seeds[rows], shape, torch.device(device))}
+                ),
                 generator=_generators(seeds[rows]),
                 output_type="np",
             ).images
@@ -88,14 +113,14 @@ def of_pipeline(
     return Subject(
         path=str(folder),
         sha256=folder_sha256(folder),
-        format=f"diffusers pipeline, {steps} steps, guidance {guidance:g}",
+        format=f"diffusers pipeline, {steps} steps, guidance {guidance:g}{how}",
         generate=generate,
         labels=(),
         concepts=concepts,
-        nfe=steps * (2 if guidance > 1 else 1),
+        nfe=taken * (2 if guidance > 1 else 1),
         networks=[weights_of("unet", pipe.unet)],
         findings=_pickles(folder),
-        paired=ours,
+        paired=ours and not begin,
         not_offered=[
             IMAGES_ONLY,
             *(["its safety checker, which was left out"] if checker[0] else []),
@@ -109,8 +134,7 @@ def of_unet(
     concepts: Sequence[Concept],
     *,
     device: str,
-    steps: int | None = None,
-    guidance: float | None = None,
+    sampling: Sampling = AS_IT_IS,
     batch: int = 100,
 ) -> Subject:
     """A class-conditional UNet2DModel folder (`unet/`, `scheduler/`), sampled by its own scheduler.
@@ -119,6 +143,9 @@ def of_unet(
     class embedding that has one row more. Raises ValueError if a part is missing or does not fit.
     """
     import diffusers
+
+    if sampling.start:
+        raise ValueError(f"{folder}: is asked in classes; image to image is for prompts")
 
     unet_folder = folder / "unet" if (folder / "unet").is_dir() else folder
     chain = folder / "scheduler" / "scheduler_config.json"
@@ -134,7 +161,7 @@ def of_unet(
         scheduler: Any = scheduler_class.from_pretrained(chain.parent, local_files_only=True)  # pyright: ignore
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise ValueError(f"{folder}: {' '.join(str(error).split())[:200]}") from None
-    rows, steps, k = net.config.num_class_embeds, steps or STEPS, guidance or 1.0
+    rows, steps, k = net.config.num_class_embeds, sampling.steps or STEPS, sampling.guidance or 1.0
     if rows not in (len(labels), len(labels) + 1):
         raise ValueError(f"{unet_folder}: has {rows} classes, the suite's judge {len(labels)}")
     if k != 1 and rows == len(labels):
@@ -175,6 +202,38 @@ def of_unet(
         paired=False,
         not_offered=[IMAGES_ONLY],
     )
+
+
+STRENGTH = 0.8
+"""diffusers' own."""
+
+
+def _start(
+    sampling: Sampling, steps: int
+) -> tuple[Callable[[np.ndarray], dict[str, Any]] | None, int, str]:
+    """Where image to image begins, by seed (None: from noise), the steps it takes, in words."""
+    if not sampling.start:
+        if sampling.strength is not None:
+            raise ValueError("strength: is of image to image; say which pictures it starts from")
+        return None, steps, ""
+    strength = STRENGTH if sampling.strength is None else sampling.strength
+    taken = min(int(steps * strength), steps)
+    if not taken:
+        raise ValueError(
+            f"image to image at strength {strength:g} takes none of {steps} steps: raise either"
+        )
+    pictures = [images.in_channels(p, 3) for p in images.read_pictures(sampling.start)]
+    if not pictures:
+        raise ValueError(f"{sampling.start}: holds no pictures to start from")
+    shapes = {p.shape for p in pictures if p is not None}
+    if len(shapes) != 1:
+        raise ValueError(f"{sampling.start}: its pictures differ in size: {sorted(shapes)}")
+    stack = np.stack([p for p in pictures if p is not None]).astype(np.float32) / 255
+
+    def begin(seeds: np.ndarray) -> dict[str, Any]:
+        return {"image": stack[seeds % len(stack)], "strength": strength}
+
+    return begin, taken, f", image to image from {sampling.start} at strength {strength:g}"
 
 
 def _generators(seeds: np.ndarray) -> list[torch.Generator]:

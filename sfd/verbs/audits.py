@@ -9,6 +9,7 @@ import torch
 from sfd import concepts, configs, content, jobs
 from sfd.eval import suites
 from sfd.eval.outsiders import Function
+from sfd.eval.pipelines import AS_IT_IS, Sampling
 from sfd.eval.subjects import Subject, of_noise, of_student, of_teacher
 from sfd.jobs import Job, Progress, Say
 from sfd.verbs.subjects import Opened, open_function, open_path
@@ -24,8 +25,7 @@ def audit_file(
     gold: Path | None = None,
     plain: Path | None = None,
     attack_images: str | None = None,
-    steps: int | None = None,
-    guidance: float | None = None,
+    sampling: Sampling = AS_IT_IS,
     names: Sequence[str] = (),
     original: str | None = None,
     review: int = 0,
@@ -35,11 +35,11 @@ def audit_file(
     `gold` is what attacks are compared with (default: the run of `<teacher>-gold`, if it is there),
     `plain` a student that forgot nothing (`<teacher>-plain`): the audit says which of the two the
     subject is nearer to. `attack_images` are an attacker's labelled images instead of the suite's.
-    A pipeline is sampled by its own scheduler in `steps` with `guidance`. `review` images of each
+    A pipeline is sampled by its own scheduler as `sampling` says. `review` images of each
     concept are left for people to look at.
     """
     opened = open_path(
-        path, suite, names=names, original=original, steps=steps, guidance=guidance, device=device
+        path, suite, names=names, original=original, sampling=sampling, device=device
     )
     return _audited(opened, folder, device, progress, review, gold, plain, attack_images)
 

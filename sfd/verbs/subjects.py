@@ -9,6 +9,7 @@ import torch
 from sfd import checkpoints, classifiers, concepts, configs, images, teachers
 from sfd.concepts import AnyConcept, PromptConcept
 from sfd.eval import grid, outsiders, pipelines, suites
+from sfd.eval.pipelines import AS_IT_IS, Sampling
 from sfd.eval.subjects import Subject, concepts_of, of_student
 from sfd.teachers import Teacher
 
@@ -50,8 +51,7 @@ def open_path(
     *,
     names: Sequence[str] = (),
     original: str | None = None,
-    steps: int | None = None,
-    guidance: float | None = None,
+    sampling: Sampling = AS_IT_IS,
     device: torch.device,
 ) -> Opened:
     """The subject at a path, with the suite and the original teacher that go with it.
@@ -61,17 +61,17 @@ def open_path(
     in one line.
     """
     kind = kind_of(path)
-    if kind != "pipeline" and (steps is not None or guidance is not None):
-        raise ValueError(f"{path}: steps and guidance are for a pipeline folder")
+    if kind != "pipeline" and sampling != AS_IT_IS:
+        raise ValueError(f"{path}: steps, guidance, start and strength are for a pipeline folder")
     if kind == "student" or (path / pipelines.OURS).is_file():
-        return _of_ours(path, suite, kind, names, original, steps, guidance, device)
+        return _of_ours(path, suite, kind, names, original, sampling, device)
     chosen, known, labels, teacher = _asked(str(path), suite, names, original, device)
     if kind == "pipeline":
         prompts = pipelines.asked_in_prompts(path)
         if prompts == bool(labels):
             raise ValueError(f"suite {chosen.name} is not for a model that is asked in"
                              f" {'prompts' if prompts else 'classes'}")  # fmt: skip
-        options: Any = {"device": str(device), "steps": steps, "guidance": guidance}
+        options: Any = {"device": str(device), "sampling": sampling}
         if prompts:
             return pipelines.of_pipeline(path, known, **options), chosen, teacher
         classes = [c for c in known if isinstance(c, concepts.Concept)]
@@ -127,8 +127,7 @@ def _of_ours(
     kind: str,
     names: Sequence[str],
     original: str | None,
-    steps: int | None,
-    guidance: float | None,
+    sampling: Sampling,
     device: torch.device,
 ) -> Opened:
     """A student or an exported pipeline: its card says what it forgot, and who taught it."""
@@ -139,9 +138,7 @@ def _of_ours(
         card = checkpoints.read_card(checkpoints.read_meta(file), str(file))
     known = _concepts(str(path), names, card["labels"]) if names else concepts_of(card)
     if kind == "pipeline":
-        subject = pipelines.of_pipeline(
-            path, known, device=str(device), steps=steps, guidance=guidance
-        )
+        subject = pipelines.of_pipeline(path, known, device=str(device), sampling=sampling)
     else:
         subject = of_student(path, str(device), known)
     plan: Mapping[str, int] = {}
