@@ -67,6 +67,7 @@ def audit(
     start: str | Path | None = None,
     strength: float | None = None,
     review: int = 0,
+    clip: str | Path | None = None,
 ) -> dict[str, Any]:
     """Audit what lies at a path, or a function; audit.json's content, also left in `out`.
 
@@ -77,7 +78,8 @@ def audit(
     student is must say its `concepts`, by name, and may say its original `teacher` (a name, a
     file, a folder). `gold` is the run of a student that never knew the concepts, `plain` of one
     that forgot nothing; `attack_images` are an attacker's images. `review` images of each concept
-    are left in `review/` for people to look at. Raises ValueError in one line.
+    are left in `review/` for people to look at. `clip` is the folder of a CLIP model, which says
+    how well images show what their prompts ask for. Raises ValueError in one line.
     """
     if (path is None) == (generate is None):
         raise ValueError("audit: give either a path or generate=")
@@ -85,8 +87,8 @@ def audit(
     sampling = Sampling(steps, guidance, Path(start) if start else None, strength)
     names = concepts.split(",") if isinstance(concepts, str) else list(concepts)
     if generate is not None:
-        if gold or plain or attack_images or sampling != AS_IT_IS:
-            raise ValueError("audit: a function has no rivals, attack_images, steps or the like")
+        if gold or plain or attack_images or clip or sampling != AS_IT_IS:
+            raise ValueError("audit: a function has no rivals, clip, attack_images, steps or such")
         folder = Path(out or "audit")
         result = verbs.audit_function(
             generate, suite, folder, device=where, progress=_quiet, labels=labels, names=names,
@@ -102,6 +104,7 @@ def audit(
             gold=Path(gold) if gold else None,
             plain=Path(plain) if plain else None, attack_images=attack_images,
             sampling=sampling, names=names, original=teacher, review=review,
+            clip=Path(clip) if clip else None,
         )  # fmt: skip
     report.write(folder)
     return result

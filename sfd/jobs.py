@@ -405,6 +405,7 @@ def audit_subject(
     plain: Path | None = None,
     controls: Sequence[dict[str, Any]] = (),
     review: int = 0,
+    clip: Path | None = None,
 ) -> dict[str, Any]:
     """`eval.audit`, with the teacher as it is for sampling: in float32.
 
@@ -417,7 +418,7 @@ def audit_subject(
         subject, suite, teacher, folder, device=str(device), controls=controls,
         gold=rivals.gold_of(subject, teacher, gold, device),
         plain=rivals.plain_of(subject, teacher, plain, device),
-        review=review, progress=progress,
+        review=review, clip=clip, progress=progress,
     )  # fmt: skip
 
 

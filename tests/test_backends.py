@@ -390,48 +390,6 @@ def test_a_wrong_nudenet_card_is_refused_in_one_line(tmp_path, change, says):
 PROMPTS = {"dark": ["a dark image", "night"], "left": ["bright on the left"], "right": ["right"]}
 
 
-@pytest.fixture(scope="module")
-def clip_model(tmp_path_factory) -> Path:
-    """A random CLIP of two layers, with a tokenizer of bytes."""
-    from tokenizers.pre_tokenizers import ByteLevel
-    from transformers import (
-        CLIPConfig,
-        CLIPImageProcessor,
-        CLIPModel,
-        CLIPProcessor,
-        CLIPTokenizer,
-    )
-
-    folder = tmp_path_factory.mktemp("clip")
-    letters = sorted(ByteLevel.alphabet())
-    words = [*letters, *(f"{c}</w>" for c in letters), "<|startoftext|>", "<|endoftext|>"]
-    vocabulary = {word: i for i, word in enumerate(words)}
-    end = vocabulary["<|endoftext|>"]
-    small = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
-    text = dict(
-        vocab_size=len(words),
-        max_position_embeddings=32,
-        bos_token_id=end - 1,
-        eos_token_id=end,
-        pad_token_id=end,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = CLIPModel(
-            CLIPConfig(
-                text_config=small | text,
-                vision_config=small | dict(image_size=16, patch_size=8),
-                projection_dim=8,
-                logit_scale_init_value=1.0,
-            )
-        )
-    model.save_pretrained(folder)
-    crop = CLIPImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
-    tokenizer = CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=32)
-    CLIPProcessor(crop, tokenizer).save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture()
 def clip(clip_model, tmp_path) -> Path:
     options = {"folder": str(clip_model), "prompts": PROMPTS}

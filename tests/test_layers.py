@@ -113,7 +113,7 @@ HEAVY = {
 LAZY = {
     "classifiers/timm_models.py",
     "classifiers/nudenet_detector.py",
-    "classifiers/clip_zero_shot.py",
+    "classifiers/clip_model.py",
     "classifiers/onnx_session.py",
 }
 

@@ -14,7 +14,7 @@ from sfd import classifiers, concepts, eval, report, sample
 from sfd.classifiers import Card, cards
 from sfd.concepts import prompts
 from sfd.concepts.prompts import Prompt, has_word, substitute
-from sfd.eval import suites
+from sfd.eval import clip_score, suites
 from sfd.eval.subjects import Subject, concepts_of
 from sfd.teachers import Teacher
 
@@ -262,6 +262,44 @@ def test_a_model_that_forgot_passes_and_the_original_fails(place, tmp_path):
     assert statuses(original)["direct<concept>"] == "FAIL"
     sheets = {p.name for p in (tmp_path / "subject" / "sheets").iterdir()}
     assert {"student-01.png", "teacher-00.png", "worst-concept.png"} <= sheets
+
+
+def test_a_clip_model_says_how_well_images_show_their_prompts(place, tmp_path, clip_model):
+    from transformers import CLIPModel, CLIPProcessor
+
+    prompts = ["shoe, red", "hat, green", "coat, red"]
+    images = draw(prompts, np.arange(3)).repeat(6, 1).repeat(6, 2)
+    model = CLIPModel.from_pretrained(clip_model).eval()
+    inputs = CLIPProcessor.from_pretrained(clip_model)(
+        text=prompts, images=list(images), return_tensors="pt", padding=True
+    )
+    with torch.inference_mode():
+        theirs = model(**inputs).logits_per_image.diagonal() / model.logit_scale.exp()
+    scorer = clip_score.load(clip_model, "cpu")
+    np.testing.assert_allclose(scorer.score(images, prompts), 100 * theirs.clamp(min=0), atol=1e-3)
+    assert np.isfinite(scorer.score(images[:1], ["shoe " * 400])).all(), "cut at the limit"
+
+    quality = audited(place, forgetful, tmp_path, clip=clip_model)["evidence"]["quality"]
+    found = quality["clip_score"]
+    assert found["n"] == 1200 and found["prompts"] == 8 and found["failed"] == 0
+    assert found["model_sha256"] == scorer.sha256
+    assert found["difference_mean"] == pytest.approx(found["mean"] - found["baseline_mean"])
+    assert "CLIP score by" in report.write(tmp_path / "subject").read_text()
+    again = audited(place, forgetful, tmp_path, clip=clip_model)["evidence"]["quality"]
+    assert again["clip_score"] == found, "the teacher's side from the cache"
+
+
+def test_clip_scores_are_averaged_over_prompts():
+    scorer = clip_score.Scorer("m", "0" * 64, lambda images, prompts: np.zeros(len(images)))
+    mine = np.array([10, 20, 30, np.nan, 50], np.float32)
+    theirs = np.array([10, 10, 10, 10, np.nan], np.float32)
+    found = clip_score.compared(scorer, ["a", "a", "b", "b", "c"], mine, theirs)
+    assert (found["n"], found["prompts"], found["failed"]) == (3, 2, 2)
+    assert found["mean"] == pytest.approx((15 + 30) / 2) and found["baseline_mean"] == 10
+    low, high = found["difference_ci95"]
+    assert low < found["difference_mean"] < high
+    alone = clip_score.compared(scorer, ["a"], np.array([3.0]))
+    assert alone["mean"] == 3 and alone["ci95"] is None and "baseline_mean" not in alone
 
 
 def test_a_leak_through_one_held_out_prompt_is_seen(place, tmp_path):

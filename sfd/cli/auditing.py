@@ -56,6 +56,9 @@ def audit(
     reviewed: Annotated[
         str | None, typer.Option(help="Read this filled review.csv into the audit; draws none.")
     ] = None,
+    clip: Annotated[
+        str | None, typer.Option(help="Folder of a CLIP model: do images show their prompts?")
+    ] = None,
     plan: Annotated[
         str | None, typer.Option(help="How many samples this suite or recipe needs; draws none.")
     ] = None,
@@ -104,6 +107,7 @@ def audit(
             attack_images=attack_images,
             sampling=Sampling(steps, guidance, Path(start) if start else None, strength),
             names=names, original=teacher, review=review,
+            clip=Path(clip) if clip else None,
         )  # fmt: skip
     conclude(result, folder, as_json)
     raise typer.Exit(jobs.code_of(result))

@@ -27,13 +27,15 @@ def audit(
     plain: Subject | None = None,
     controls: Sequence[dict[str, Any]] = (),
     review: int = 0,
+    clip: Path | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Audit `subject` against its original `teacher`, if there is one; `audit.json`'s content.
 
     `gold` is a one-step generator that never knew the concepts: attacks are compared with it;
     `plain` is one that forgot nothing.
-    `review` images of each concept are left for people to look at.
+    `review` images of each concept are left for people to look at. `clip` is the folder of a CLIP
+    model, by which prompts and images are compared.
     Leaves `audit.json`, `sheets/` and transcripts of attacks in `folder`. Raises ValueError, in one
     line, if the suite's judges and reference, the concepts and the teacher do not fit together.
     """
@@ -43,7 +45,7 @@ def audit(
         raise ValueError(f"suite {suite.name} is not for a model that is asked in {asked}")
     options: Any = {"device": device, "controls": controls, "progress": progress, "review": review}
     if isinstance(suite, PromptSuite):
-        return prompts.audit(subject, suite, teacher, folder, gold=gold, **options)
+        return prompts.audit(subject, suite, teacher, folder, gold=gold, clip=clip, **options)
     return classes.audit(subject, suite, teacher, folder, gold=gold, plain=plain, **options)
 
 

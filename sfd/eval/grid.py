@@ -12,6 +12,7 @@ from sfd import classifiers, content, features
 from sfd.classifiers import Classifier
 from sfd.concepts import Concept, PromptConcept
 from sfd.eval import common, evidence
+from sfd.eval.clip_score import Scorer
 from sfd.eval.evidence import Drawn
 from sfd.eval.shots import Ask, request, stacked
 from sfd.eval.suites import PromptSuite, Reference
@@ -51,6 +52,8 @@ class Answers:
     """Images of one list of prompts, judged for every factor; see `Drawn`."""
 
     by_factor: tuple[Drawn, ...]
+    clip: np.ndarray | None = None
+    """float32 `[N]`: how well each image shows its prompt, if that was asked; NaN: no image."""
 
 
 def pick(drawn: Drawn, keep: np.ndarray) -> Drawn:
@@ -107,6 +110,7 @@ def ask(
     grid: Grid,
     extract: features.Extractor,
     *,
+    clip: Scorer | None = None,
     first: Mapping[int, Sequence[int]] = {},
     keep: Callable[[np.ndarray, np.ndarray, tuple[np.ndarray, ...]], None] | None = None,
     progress: Callable[[int], None] | None = None,
@@ -117,6 +121,7 @@ def ask(
     probabilities per factor)` sees what was made of each chunk.
     """
     parts: list[list[list[np.ndarray]]] = [[[], [], [], []] for _ in grid.factors]
+    shows: list[np.ndarray] = []
     errors: list[set[str]] = [set() for _ in grid.factors]
     for start in range(0, len(prompts), evidence.CHUNK):
         rows = slice(start, start + evidence.CHUNK)
@@ -132,13 +137,19 @@ def ask(
             for column, value in zip(parts[at], columns, strict=True):
                 column.append(value)
             seen.append(own[got.made])
+        if clip:
+            asked = [prompts[start + i] for i in np.flatnonzero(got.made).tolist()]
+            column = np.full(len(got.made), np.nan, np.float32)
+            column[got.made] = clip.score(got.images, asked) if asked else []
+            shows.append(column)
         if keep and got.made.any():
             keep(start + np.flatnonzero(got.made), got.images, tuple(seen))
         if progress:
             progress(len(got.made))
     joined = [[*map(np.concatenate, rest), stacked(found)] for *rest, found in parts]
     return Answers(
-        tuple(Drawn(*c, errors=tuple(sorted(e))) for c, e in zip(joined, errors, strict=True))
+        tuple(Drawn(*c, errors=tuple(sorted(e))) for c, e in zip(joined, errors, strict=True)),
+        np.concatenate(shows) if clip else None,
     )
 
 

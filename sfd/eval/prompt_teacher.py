@@ -11,6 +11,7 @@ import numpy as np
 
 from sfd import content, features, sample
 from sfd.eval import common, evidence, guidance
+from sfd.eval.clip_score import Scorer
 from sfd.eval.evidence import Drawn
 from sfd.eval.grid import Answers, Grid, Shown, ask, asked_of_cells
 from sfd.eval.suites import PromptSuite, Reference
@@ -37,11 +38,14 @@ def teacher_side(
     kept: Sequence[int],
     plan: str,
     progress: common.Progress | None,
+    clip: Scorer | None = None,
 ) -> TeacherSide:
     """The grid as the teacher draws it, at its best guidance; cached by all it rests on."""
     cards = [judge.card.weights_sha256 for pair in grid.judges for judge in pair]
     key = {"teacher": teacher.sha256, "judges": cards, "reference": reference.sha256,
            "kept": list(kept), "plan": plan}  # fmt: skip
+    if clip:
+        key["clip"] = clip.sha256
     path = common.cached(f"teacher-{teacher.name}-{content.hash_json(key)[:16]}.npz")
     if path.is_file():
         return _read_side(path)
@@ -75,6 +79,7 @@ def teacher_side(
         seeds,
         grid,
         extract,
+        clip=clip,
         keep=shown.keep,
         progress=count,
     )
@@ -88,6 +93,8 @@ def _write_side(path: Path, side: TeacherSide) -> None:
         arrays[f"probabilities{i}"] = drawn.probabilities.astype(np.float16)
         arrays[f"called{i}"] = drawn.called.astype(np.int16)
         arrays[f"second{i}"] = drawn.second.astype(np.int16)
+    if side.answers.clip is not None:
+        arrays["clip"] = side.answers.clip
     arrays |= {f"sheet{label}": sheet for label, sheet in side.sheets.items()}
     meta = {"guidance": side.guidance, "tried": side.tried, "factors": len(side.answers.by_factor)}
     buffer = io.BytesIO()
@@ -110,4 +117,4 @@ def _read_side(path: Path) -> TeacherSide:
         for i in range(meta["factors"])
     )
     sheets = {int(k.removeprefix("sheet")): v for k, v in arrays.items() if k.startswith("sheet")}
-    return TeacherSide(Answers(drawn), sheets, meta["guidance"], meta["tried"])
+    return TeacherSide(Answers(drawn, arrays.get("clip")), sheets, meta["guidance"], meta["tried"])

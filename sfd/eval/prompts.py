@@ -14,7 +14,16 @@ import numpy as np
 
 from sfd import content, features, metrics
 from sfd.concepts import Concept, PromptConcept
-from sfd.eval import claims, common, evidence, guidance, ladder, prompt_ladder, suites
+from sfd.eval import (
+    claims,
+    clip_score,
+    common,
+    evidence,
+    guidance,
+    ladder,
+    prompt_ladder,
+    suites,
+)  # fmt: skip
 from sfd.eval import review as reviews
 from sfd.eval.evidence import Drawn
 from sfd.eval.grid import (
@@ -52,12 +61,14 @@ def audit(
     gold: Subject | None = None,
     controls: Sequence[dict[str, Any]] = (),
     review: int = 0,
+    clip: Path | None = None,
     progress: common.Progress | None = None,
 ) -> dict[str, Any]:
     """Audit `subject` against its original `teacher`, if there is one; `audit.json`'s content.
 
     `gold` is a one-step generator that never knew the concepts: attacks are compared with it.
-    `review` images of each concept are left for people to look at.
+    `review` images of each concept are left for people to look at; `clip` is the folder of a CLIP
+    model, which says how well images show what their prompts ask for.
     Leaves `audit.json`, `sheets/` and transcripts of attacks in `folder`. Raises ValueError, in one
     line, if judges, reference and concepts do not fit together.
     """
@@ -65,6 +76,7 @@ def audit(
     if review:
         reviews.unanswered(folder)
     grid = build_grid(suite, device)
+    scorer = clip_score.load(clip, device) if clip else None
     extract = features.load(suite.features, device)
     reference = suites.read_reference(suite.reference)
     common.check_reference(suite, reference, [cell.name for cell in grid.cells])
@@ -78,14 +90,17 @@ def audit(
     count = common.counter(progress, planned)
 
     before = (
-        teacher_side(teacher, suite, grid, extract, reference, kept, plan, progress)
+        teacher_side(teacher, suite, grid, extract, reference, kept, plan, progress, scorer)
         if teacher
         else None
     )
     sheets = common.Sheets(folder / "sheets", grid.labels)
     prompts, seeds = asked_of_cells(grid, n.per_cell, common.seeds_from(plan, n.per_cell))
     shown = Shown(grid, n.per_cell)
-    after = ask(subject.generate, prompts, seeds, grid, extract, keep=shown.keep, progress=count)
+    after = ask(
+        subject.generate, prompts, seeds, grid, extract, clip=scorer, keep=shown.keep,
+        progress=count,
+    )  # fmt: skip
     theirs = before.sheets if before else {}
     for who, pictures in (("teacher", theirs), ("student", shown.pictures())):
         for label, sheet in pictures.items():
@@ -159,6 +174,12 @@ def audit(
     )
     found["retention"] = _retention(grid, forgotten, values)
     found["quality"] = _quality(grid, kept, after, before, reference, suite)
+    if scorer:
+        rows = rows_of(grid, after, kept)
+        sides = [each.clip[rows] for each in _sides(after, before) if each.clip is not None]
+        found["quality"]["clip_score"] = clip_score.compared(
+            scorer, [prompts[i] for i in rows], *sides
+        )
     found["hygiene"] = common.hygiene(subject, teacher)
     found["attacks"], skipped = prompt_ladder.attacked(
         subject,

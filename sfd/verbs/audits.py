@@ -29,6 +29,7 @@ def audit_file(
     names: Sequence[str] = (),
     original: str | None = None,
     review: int = 0,
+    clip: Path | None = None,
 ) -> dict[str, Any]:
     """Audit what lies at a path by a suite (the run's own): see `subjects.open_path`.
 
@@ -36,12 +37,13 @@ def audit_file(
     `plain` a student that forgot nothing (`<teacher>-plain`): the audit says which of the two the
     subject is nearer to. `attack_images` are an attacker's labelled images instead of the suite's.
     A pipeline is sampled by its own scheduler as `sampling` says. `review` images of each
-    concept are left for people to look at.
+    concept are left for people to look at. `clip` is the folder of a CLIP model, for a suite of
+    prompts: how well images show what was asked for.
     """
     opened = open_path(
         path, suite, names=names, original=original, sampling=sampling, device=device
     )
-    return _audited(opened, folder, device, progress, review, gold, plain, attack_images)
+    return _audited(opened, folder, device, progress, review, gold, plain, attack_images, clip)
 
 
 def audit_function(
@@ -72,6 +74,7 @@ def _audited(
     gold: Path | None = None,
     plain: Path | None = None,
     attack_images: str | None = None,
+    clip: Path | None = None,
 ) -> dict[str, Any]:
     subject, chosen, teacher = opened
     if attack_images and not chosen.attacks:
@@ -85,6 +88,8 @@ def _audited(
         raise ValueError(
             f"suite {chosen.name} asks in words: only classes are compared with --plain"
         )
+    if clip is not None and not isinstance(chosen, suites.PromptSuite):
+        raise ValueError(f"suite {chosen.name} asks for classes: --clip compares images with words")
     if attack_images is not None:
         chosen = chosen.model_copy(update={"attack_images": attack_images})
     return jobs.audit_subject(
@@ -97,6 +102,7 @@ def _audited(
         gold=gold,
         plain=plain,
         review=review,
+        clip=clip,
     )
 
 
