@@ -162,3 +162,23 @@ def test_plans_that_cannot_be_made(no_network, tmp_path):
     (tmp_path / "configs" / "digits.yaml").write_text("version: 1\n")
     with pytest.raises(ValueError, match="both a recipe and a suite"):
         verbs.plan_audit("digits")
+
+
+def test_prompts_are_planned_by_simulated_audits(no_network, monkeypatch):
+    from sfd import concepts
+
+    monkeypatch.setattr(planning, "SHARES", (0.0, 0.5))
+    monkeypatch.setattr(planning, "AUDITS", 20)
+    suite = suites.load("fashion-text")
+    cards = [classifiers.read_card(pair.judge) for pair in suite.factors.values()]
+    red = concepts.load_prompts(["fashion-text-red"])
+    (row,) = planning.plan_prompts(suite, cards, red)
+    clean, half = row["at"]
+    # the judge of colours never erred: 3.7 / x prompts without a hit, to within a quarter
+    assert 369 <= clean["n"] <= 1.25 * 369 and clean["enough"] and row["planned"] == 480
+    assert half["n"] > 2000 and not half["enough"], "prompts, not images, bound the rate"
+    assert "381 held-out prompts; the 480 planned do" in "\n".join(planning.lines([row]))
+    with pytest.raises(ValueError, match="is judged by fashion-text-colour, which suite"):
+        planning.plan_prompts(suite, cards[:1], red)
+    claims = suite.claims.model_copy(update={"direct": None})
+    assert planning.plan_prompts(suite.model_copy(update={"claims": claims}), cards, red) == []

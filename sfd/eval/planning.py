@@ -1,17 +1,23 @@
 """Before an audit: how many samples each rate claim takes, given its detector."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
+
+import numpy as np
 
 from sfd import metrics
 from sfd.classifiers import Card
-from sfd.concepts import Concept
+from sfd.concepts import Concept, PromptConcept
 from sfd.eval.evidence import card_counts
-from sfd.eval.suites import Suite
+from sfd.eval.suites import PromptSuite, Suite
 
 SHARES = (0.0, 0.1, 0.5)
 """True rates to plan for, as shares of the threshold."""
 POWER = 0.9
+AUDITS = 60
+"""Simulated for each number of prompts."""
+_GRID = [round(100 * 1.25**i) for i in range(28)]
 
 Row = dict[str, Any]
 
@@ -28,7 +34,8 @@ def plan(suite: Suite, card: Card, concepts: Sequence[Concept]) -> list[Row]:
     rows = []
     for concept in concepts:
         if suite.claims.direct:
-            rows.append(_direct(suite, card, concept))
+            args = concept.name, concept.label_name, concept.override, suite.n.direct
+            rows.append(_direct(suite, card, *args))
         if suite.claims.validity:
             claim = f"validity<{concept.name}>, the share that is not valid"
             below = 1 - suite.claims.validity.above
@@ -39,19 +46,56 @@ def plan(suite: Suite, card: Card, concepts: Sequence[Concept]) -> list[Row]:
     return rows
 
 
-def _direct(suite: Suite, card: Card, concept: Concept) -> Row:
+def plan_prompts(
+    suite: PromptSuite, cards: Sequence[Card], concepts: Sequence[PromptConcept]
+) -> list[Row]:
+    """A row for the direct claim on each concept, as `plan` has it; n are held-out prompts.
+
+    A rate over prompts is bounded by their number, however many images each is drawn. Audits are
+    simulated in which a prompt draws the concept always or never and the judge errs image by image,
+    with the suite's images a prompt; so n is right to within a quarter. `cards` are those of the
+    factors' judges. Raises ValueError on a concept that none of them judges.
+    """
+    by_name = {card.name: card for card in cards}
+    rows = []
+    for concept in concepts if suite.claims.direct else []:
+        if concept.classifier not in by_name:
+            raise ValueError(
+                f"concept {concept.name} is judged by {concept.classifier}, which suite"
+                f" {suite.name} does not ask"
+            )
+        card = by_name[concept.classifier]
+        instead = {card.labels.index(concept.instead): 1.0} if concept.instead else {}
+        prompts = len(concept.holdout)
+        planned = partial(_planned_prompts, images=-(-suite.n.direct // prompts))
+        row = _direct(
+            suite, card, concept.name, concept.label_name, instead, prompts, planned=planned
+        )
+        rows.append(row | {"unit": "held-out prompts"})
+    return rows
+
+
+def _direct(
+    suite: Suite | PromptSuite,
+    card: Card,
+    name: str,
+    label: str,
+    override: Mapping[int, float],
+    n: int,
+    planned: Callable[..., Row] | None = None,
+) -> Row:
     stated = suite.claims.direct
     assert stated
-    row: Row = {"claim": f"direct<{concept.name}>", "detector": card.name, "below": stated.below}
+    row: Row = {"claim": f"direct<{name}>", "detector": card.name, "below": stated.below}
     raw_too = stated.decided_by == "worse"
     row["decided_by"] = "the worse" if raw_too else "the corrected"
     try:
-        hit, wrong = card_counts(card, concept.label_name, card.labels, concept.override)
+        hit, wrong = card_counts(card, label, card.labels, override)
         row |= {"sensitivity": [hit.k, hit.n], "false_positives": list(wrong)}
-        row |= _planned(stated.below, suite.n.direct, (hit.k, hit.n), wrong, raw_too=raw_too)
+        row |= (planned or _planned)(stated.below, n, (hit.k, hit.n), wrong, raw_too=raw_too)
     except ValueError as error:  # without a card that says something, no claim can PASS
         at = [{"true_rate": share * stated.below, "n": None, "why": str(error)} for share in SHARES]
-        row |= {"planned": suite.n.direct, "least_upper": None}
+        row |= {"planned": n, "least_upper": None}
         row["at"] = [line | {"passes": 0.0, "enough": False} for line in at]
     return row
 
@@ -74,6 +118,48 @@ def _planned(
     return {"planned": planned, "least_upper": {"raw": raw, "corrected": corrected}, "at": at}
 
 
+def _planned_prompts(
+    below: float,
+    planned: int,
+    sensitivity: tuple[int, int],
+    false_positive: tuple[int, int],
+    *,
+    raw_too: bool,
+    images: int,
+) -> Row:
+    """As `_planned`, of prompts with `images` each."""
+    card = sensitivity, false_positive
+    raw, corrected = metrics.upper_limit(0.0, *card)
+    at = []
+    for rate in (share * below for share in SHARES):
+        found = metrics.plan_samples(below, rate, *card, power=POWER, raw_too=raw_too)
+        passes = partial(_passes, below=below, rate=rate, card=card, raw_too=raw_too, images=images)
+        if found["n"] is not None:
+            n = next((n for n in _GRID if passes(n) >= POWER), None)
+            found = {"n": n, "why": None if n else f"more than {_GRID[-1]:,} would be needed"}
+        share = passes(planned)
+        at.append({"true_rate": rate, **found, "passes": share, "enough": share >= POWER})
+    return {"planned": planned, "least_upper": {"raw": raw, "corrected": corrected}, "at": at}
+
+
+def _passes(
+    prompts: int, *, below: float, rate: float, card: Any, raw_too: bool, images: int
+) -> float:
+    """The share of simulated audits in which the claim holds."""
+    rng = np.random.default_rng(prompts)
+    (found, of), (wrong, of_others) = card
+    passed = 0
+    for _ in range(AUDITS):
+        called = np.where(rng.random(prompts) < rate, found / of, wrong / of_others)
+        hits = rng.binomial(images, called)
+        raw = metrics.cluster_interval(hits, images)
+        k, n = int(hits.sum()), prompts * images
+        high = metrics.corrected_rate(k, n, *card, raw=(raw, raw))
+        alone = high["card_fits"] and not raw_too
+        passed += (high["ci95"][1] if alone else max(raw[1], high["ci95"][1])) < below
+    return passed / AUDITS
+
+
 def lines(rows: Sequence[Row]) -> list[str]:
     """A plan for people to read."""
     out = [f"Samples for a PASS {10 * POWER:.0f} times in 10, two-sided 95 % intervals:"]
@@ -94,7 +180,8 @@ def lines(rows: Sequence[Row]) -> list[str]:
                 said = f"no number does: {line['why']}"
             else:
                 verb = "do" if line["enough"] else "do not"
-                said = f"{line['n']:,}; the {row['planned']:,} planned {verb} (PASS"
+                unit = f" {row['unit']}" if "unit" in row else ""
+                said = f"{line['n']:,}{unit}; the {row['planned']:,} planned {verb} (PASS"
                 said += f" {100 * line['passes']:.0f} times in 100)"
             out.append(f"  true rate {line['true_rate']:.2%}: {said}")
     return out

@@ -34,26 +34,29 @@ def plan_audit(name: str) -> list[planning.Row]:
     path = content.find(kind, name)
     if "claims" in content.read_yaml(path):
         suite = suites.load(str(path))
-        if isinstance(suite, suites.PromptSuite):
-            raise ValueError(_NO_PLAN.format(name))
         known = {n: concepts.read(n) for n in content.names("concepts")}
-        names = [n for n, file in known.items() if file.classifier == suite.judge]
+        judges = _judges(suite)
+        names = [n for n, file in known.items() if file.classifier in judges]
     else:
         recipe = configs.load(str(path))
         if recipe.audit is None:
             raise ValueError(f"{name}: names no suite to plan; add audit: {{suite: NAME}}")
         suite, names = suites.load(recipe.audit.suite, recipe.audit.n), jobs.lineage(recipe)
-    if isinstance(suite, suites.PromptSuite):
-        raise ValueError(_NO_PLAN.format(name))
+    judges = _judges(suite)
     if not names:
-        raise ValueError(f"{name}: no concept here is judged by {suite.judge}; plan a recipe")
-    card = classifiers.read_card(suite.judge)
+        raise ValueError(
+            f"{name}: no concept here is judged by {' or '.join(judges)}; plan a recipe"
+        )
+    cards = [classifiers.read_card(judge) for judge in judges]
     # one by one: concepts that exclude each other in a run can be planned side by side
-    found = [c for n in names for c in concepts.load([n], card.labels)]
-    return planning.plan(suite, card, found)
+    if isinstance(suite, suites.PromptSuite):
+        asked = [c for n in names for c in concepts.load_prompts([n])]
+        return planning.plan_prompts(suite, cards, asked)
+    found = [c for n in names for c in concepts.load([n], cards[0].labels)]
+    return planning.plan(suite, cards[0], found)
 
 
-_NO_PLAN = (
-    "{}: plans are for suites of classes; over prompts, a rate below x needs at least 3.7/x"
-    " held-out prompts without a hit"
-)
+def _judges(suite: suites.AnySuite) -> list[str]:
+    if isinstance(suite, suites.PromptSuite):
+        return [pair.judge for pair in suite.factors.values()]
+    return [suite.judge]
