@@ -24,6 +24,54 @@ class Named(Strict):
         return dict(self.model_extra or {})
 
 
+# --- sfd classifier ------------------------------------------------------------------------------
+
+
+class Judge(Strict):
+    """`sfd classifier`'s keys, in YAML or as `key=value`: see `calibrate.train_classifier`.
+
+    `labels` name the classes of data that has no names; only the first `rows` images are learned
+    from. `data` and `heldout_data` are what the card calls the images (default: their paths).
+    """
+
+    version: Literal[1] = 1
+    name: str | None = None
+    task: Literal["classify", "features"] = "classify"
+    arch: str = "resnet10t"
+    kwargs: dict[str, Any] = {}
+    labels: list[str] | None = None
+    rows: int | None = Field(None, gt=0)
+    size: int | None = Field(None, gt=0)
+    epochs: int = Field(12, ge=1)
+    batch: int = Field(128, ge=2)
+    lr: float = Field(3e-3, gt=0)
+    weight_decay: float = Field(0.05, ge=0)
+    seed: int = 0
+    smoothing: float = Field(0.05, ge=0, lt=1)
+    shift: float = Field(0.0, ge=0)
+    rotate: float = Field(0.0, ge=0)
+    scale: float = Field(0.0, ge=0, lt=1)
+    flip: bool = False
+    precision: Precision = "fp32"
+    folds: int = Field(0, ge=0)
+    data: str | None = None
+    heldout_data: str | None = None
+    licence: str = "unstated"
+
+    def training(self) -> dict[str, Any]:
+        """What goes to `calibrate.train_classifier` as it is."""
+        own = {"version", "name", "labels", "rows", "folds", "data", "heldout_data"}
+        return self.model_dump(exclude=own)
+
+
+def load_judge(path: str | None, overrides: Sequence[str] = ()) -> Judge:
+    """The keys of `sfd classifier`, from a file if one is named. Raises ValueError in one line."""
+    data = content.read_yaml(Path(path).expanduser()) if path else {}
+    for text in overrides:
+        _override(data, text)
+    return content.check(data, Judge, path or "sfd classifier")
+
+
 # --- sfd pretrain --------------------------------------------------------------------------------
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from sfd import calibrate, checkpoints, classifiers, content, features, plugins
+from sfd import calibrate, checkpoints, classifiers, configs, content, features, plugins, verbs
 from sfd.classifiers import Card, Classifier, Network, timm_models
 
 NAMES = ["dark", "left", "right"]
@@ -412,14 +412,14 @@ def test_shipped_classifier(name):
     card = loaded.card
     assert card.name == name and card.training and card.calibration
     assert (folder / "weights.safetensors").stat().st_size <= 2_500_000
-    assert (folder / "train.py").is_file()
+    configs.load_judge(str(folder / "train.yaml"))
     assert sum(card.calibration.images.values()) == card.calibration.accuracy.n
     accuracy = card.calibration.accuracy.k / card.calibration.accuracy.n
     assert accuracy >= LEAST_ACCURACY.get(name, 0.93)
     assert (card.task == "features") == name.endswith("-features")
     blank = np.zeros((2, 20, 20, 1), np.uint8)
     assert loaded.features(blank).shape[1] == (64 if card.task == "features" else ANY)
-    for text in (folder / "card.yaml", folder / "train.py"):
+    for text in (folder / "card.yaml", folder / "train.yaml"):
         assert not any(part in text.read_text() for part in ("/work", "/tmp", "/root", "/home"))
 
 
@@ -440,3 +440,29 @@ def test_shipped_digits_classifiers_answer_as_they_did(name):
     loaded = classifiers.load(name)
     run = loaded.features if loaded.card.task == "features" else loaded.probabilities
     np.testing.assert_allclose(run(images), stored["answers"][name], atol=1e-3)
+
+
+def test_the_command_trains_what_a_recipe_says(tmp_path, monkeypatch):
+    from typer.testing import CliRunner
+
+    from sfd import cli
+
+    rng = np.random.default_rng(0)
+    y = np.arange(80) % 2
+    pictures = (rng.integers(0, 80, (80, 8, 8)) + 120 * y[:, None, None]).astype(np.uint8)
+    np.savez("data.npz", images=pictures, labels=y)
+    Path("judge.yaml").write_text(
+        "labels: [dark, bright]\nrows: 60\nepochs: 1\nsize: 32\nlicence: own\n"
+        "arch: resnet18\nkwargs: {channels: [4, 8, 8, 8], layers: [1, 1, 1, 1]}\n"
+    )
+    words = "classifier data.npz out seed=3 --recipe judge.yaml --heldout data.npz"
+    got = CliRunner().invoke(cli.app, words.split())
+    assert got.exit_code == 0, got.output
+    card = classifiers.read_card("./out")
+    assert card.labels == ["dark", "bright"] and card.name == "out" and card.licence == "own"
+    assert card.training and (card.training.images, card.training.seed) == (60, 3)
+    with pytest.raises(ValueError, match="did you mean 'epochs'"):
+        configs.load_judge("judge.yaml", ["epoch=2"])
+    with pytest.raises(ValueError, match="has 2 classes, the recipe names 3"):
+        verbs.train_judge("data.npz", tmp_path / "x", overrides=["labels=[a, b, c]"],
+                          device=torch.device("cpu"))  # fmt: skip

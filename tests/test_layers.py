@@ -71,6 +71,7 @@ SIDEWAYS = {
     ("verbs", "sample"): "sfd sample",
     ("verbs", "synthesis"): "sfd synthesize",
     ("verbs", "plan"): "sfd plan",
+    ("verbs", "calibrate"): "sfd classifier",
     ("export", "sample"): "what is exported is a student",
     ("export", "report"): "a model card carries the audit",
     ("jobs", "train"): "a job is the verbs in their order",

@@ -8,6 +8,7 @@ import typer
 
 from sfd.cli.terminal import (
     Device,
+    Overrides,
     progress_bars,
     say,
 )
@@ -16,41 +17,22 @@ from sfd.cli.terminal import (
 def classifier(
     data: str,
     out: str,
-    arch: Annotated[str, typer.Option(help="A timm architecture.")] = "resnet10t",
-    kwargs: Annotated[str, typer.Option(help="Its keyword arguments, as YAML.")] = "{}",
-    name: Annotated[str | None, typer.Option(help="Default: the folder's name.")] = None,
-    heldout: Annotated[str | None, typer.Option(help="Labelled images to measure it on.")] = None,
-    folds: Annotated[int, typer.Option(help="Cross-fit instead of held-out data.")] = 0,
-    features: Annotated[bool, typer.Option(help="A feature extractor: it judges nothing.")] = False,
-    epochs: Annotated[int, typer.Option(min=1)] = 12,
-    size: Annotated[int | None, typer.Option(help="Side of what the network sees.")] = None,
-    shift: float = 0.0,
-    rotate: float = 0.0,
-    scale: float = 0.0,
-    flip: bool = False,
-    seed: int = 0,
-    licence: Annotated[str, typer.Option(help="Licence of the weights.")] = "unstated",
+    overrides: Overrides = None,
+    recipe: Annotated[str | None, typer.Option(help="YAML of the keys; the rest override.")] = None,
+    heldout: Annotated[
+        str | None, typer.Option(help="Labelled images to measure it on; else cross-fitted.")
+    ] = None,
     device: Device = None,
 ) -> None:
     """Train a timm classifier on labelled images, measure it, and write its card."""
-    from sfd import calibrate, classifiers, content, images, jobs
+    from sfd import jobs, verbs
 
-    options = content.parse_yaml(kwargs, "--kwargs")
-    pictures, labels, names = images.read_labelled(data)
-    held = images.read_labelled(heldout) if heldout else None
-    if held and held[2] != names:
-        raise ValueError(f"{heldout}: its classes {held[2]} are not those of {data}: {names}")
     with progress_bars() as progress:
-        state, card = calibrate.train_classifier(
-            pictures, labels, names, name=name or Path(out).name, arch=arch, kwargs=options,
-            task="features" if features else "classify", size=size, epochs=epochs, seed=seed,
-            shift=shift, rotate=rotate, scale=scale, flip=flip,
-            heldout=held[:2] if held else None, heldout_data=heldout or "",
-            folds=folds or (0 if held else 5), data=data, licence=licence,
-            command=" ".join(["sfd", *sys.argv[1:]]), device=str(jobs.device_of(device)),
+        card = verbs.train_judge(
+            data, Path(out), recipe=recipe, overrides=overrides or [], heldout=heldout,
+            command=" ".join(["sfd", *sys.argv[1:]]), device=jobs.device_of(device),
             progress=progress,
         )  # fmt: skip
-    card = classifiers.save(Path(out), card, state)
     assert card.calibration is not None
     right = card.calibration.accuracy
     say(f"{out}: {right.k} of {right.n} right, [{right.ci95[0]:.3f}, {right.ci95[1]:.3f}]")

@@ -4,6 +4,7 @@ checks, listings."""
 from sfd.verbs.audits import audit_file, audit_function, run_controls
 from sfd.verbs.checks import check_job, validate
 from sfd.verbs.datasets import add_review, add_usefulness, synthesize_run, write_review
+from sfd.verbs.judges import train_judge
 from sfd.verbs.listings import citations, listing
 from sfd.verbs.plans import plan_audit, plan_run
 from sfd.verbs.references import write_reference
@@ -29,6 +30,7 @@ __all__ = [
     "sample_labels",
     "sample_prompts",
     "synthesize_run",
+    "train_judge",
     "validate",
     "write_reference",
     "write_review",

@@ -37,7 +37,11 @@ def validate(
         for kind in ("configs", "concepts", "eval/suites")
         for name in content.names(kind)
         for path in [content.find(kind, name)]
-    ] + [classifiers.folder_of(name) / "card.yaml" for name in content.names("classifiers")]
+    ] + [
+        path
+        for name in content.names("classifiers")
+        for path in sorted(classifiers.folder_of(name).glob("*.yaml"))
+    ]
     wrong, notes = [], []
     for path in files:
         try:
@@ -71,6 +75,8 @@ def _validate(path: Path) -> tuple[str, ...]:
     data = content.read_yaml(path)
     if path.name == "card.yaml":
         classifiers.read_card(str(path.parent))
+    elif "arch" in data:
+        configs.load_judge(str(path))
     elif "forget" in data:
         concepts.read(str(path))
     elif "claims" in data:

@@ -1,0 +1,51 @@
+"""Classifiers trained from labelled images."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from sfd import calibrate, classifiers, configs, images
+from sfd.calibrate import Progress
+from sfd.classifiers import Card
+
+
+def train_judge(
+    data: str,
+    out: Path,
+    *,
+    recipe: str | None = None,
+    overrides: Sequence[str] = (),
+    heldout: str | None = None,
+    command: str = "",
+    device: torch.device,
+    progress: Progress | None = None,
+) -> Card:
+    """Train a classifier on labelled images, measure it, and write it into the folder `out`.
+
+    `recipe` is a file as `configs.Judge` has it, `overrides` its keys as `key=value`. Measured on
+    the labelled images `heldout`, or by cross-fitting in the recipe's folds (5 where it says none).
+    Raises ValueError in one line.
+    """
+    asked = configs.load_judge(recipe, overrides)
+    pictures, labels, names = images.read_labelled(data)
+    if asked.labels and len(asked.labels) != len(names):
+        raise ValueError(f"{data}: has {len(names)} classes, the recipe names {len(asked.labels)}")
+    held = images.read_labelled(heldout) if heldout else None
+    if held and held[2] != names:
+        raise ValueError(f"{heldout}: its classes {held[2]} are not those of {data}: {names}")
+    state, card = calibrate.train_classifier(
+        pictures[: asked.rows],
+        labels[: asked.rows],
+        asked.labels or names,
+        name=asked.name or out.name,
+        data=asked.data or data,
+        heldout=held[:2] if held else None,
+        heldout_data=asked.heldout_data or heldout or "",
+        folds=asked.folds or (0 if held else 5),
+        command=command,
+        device=str(device),
+        progress=progress,
+        **asked.training(),
+    )
+    return classifiers.save(out, card, state)
