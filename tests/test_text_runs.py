@@ -13,7 +13,7 @@ import yaml
 import sfd
 from sfd import checkpoints, configs, export, images, jobs, plan, sample, seal, teachers, verbs
 from sfd import train as training
-from sfd.eval.pipelines import of_pipeline
+from sfd.eval.pipelines import Sampling, of_pipeline
 from sfd.teachers import lora
 
 CPU = torch.device("cpu")
@@ -165,7 +165,7 @@ def test_stock_diffusers_samples_the_export_in_one_step(place, prediction):
     subject = of_pipeline(out, [], device="cpu")
     assert np.abs(subject.generate(prompts, seeds) - student.sample(prompts, seeds)).max() <= 1
     assert subject.nfe == 1 and not subject.findings
-    several = of_pipeline(out, [], device="cpu", steps=2, guidance=3.0)
+    several = of_pipeline(out, [], device="cpu", sampling=Sampling(2, 3.0))
     assert several.nfe == 4 and several.generate(prompts, seeds).shape == (2, 16, 16, 3)
     assert "has not been audited" in (out / "README.md").read_text()
     with pytest.raises(ValueError, match="not empty"):

@@ -2,7 +2,6 @@
 
 import io
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,37 +34,38 @@ def teacher_side(
     grid: Grid,
     extract: features.Extractor,
     reference: Reference,
-    kept: Sequence[int],
     plan: str,
     progress: common.Progress | None,
     clip: Scorer | None = None,
 ) -> TeacherSide:
-    """The grid as the teacher draws it, at its best guidance; cached by all it rests on."""
+    """The grid as the teacher draws it, at its best guidance over all of it.
+
+    Cached by all it rests on, which is nothing of what a subject has forgotten.
+    """
     cards = [judge.card.weights_sha256 for pair in grid.judges for judge in pair]
     key = {"teacher": teacher.sha256, "judges": cards, "reference": reference.sha256,
-           "kept": list(kept), "plan": plan}  # fmt: skip
+           "plan": plan}  # fmt: skip
     if clip:
         key["clip"] = clip.sha256
     path = common.cached(f"teacher-{teacher.name}-{content.hash_json(key)[:16]}.npz")
     if path.is_file():
         return _read_side(path)
-    names = [grid.cells[i].name for i in kept]
-    real = reference.features[np.isin(reference.labels, [reference.names.index(n) for n in names])]
-    few = -(-suite.teacher.n // len(kept))
-    prompts, seeds = asked_of_cells(grid, few, common.seeds_from(plan + "guidance", few))
-    rows = np.concatenate([np.arange(i * few, (i + 1) * few) for i in kept])
+    names = [reference.names.index(cell.name) for cell in grid.cells]
+    real = reference.features[np.isin(reference.labels, names)]
+    few = -(-suite.teacher.n // len(grid.cells))
+    trial, trial_seeds = asked_of_cells(grid, few, common.seeds_from(plan + "guidance", few))
     count = common.counter(
         (lambda _, n, of: progress(f"teacher {teacher.name}", n, of)) if progress else None,
-        len(suite.teacher.guidance) * len(rows) + suite.n.per_cell * len(grid.cells),
+        len(suite.teacher.guidance) * len(trial) + suite.n.per_cell * len(grid.cells),
     )
 
     def features_at(k: float) -> np.ndarray:
         generate = sample.teacher_sampler(teacher, steps=suite.teacher.steps, guidance=k)
         found = []
-        for start in range(0, len(rows), evidence.CHUNK):
-            part = rows[start : start + evidence.CHUNK]
-            found.append(extract(generate([prompts[i] for i in part], seeds[part])))
-            count(len(part))
+        for start in range(0, len(trial), evidence.CHUNK):
+            part = slice(start, start + evidence.CHUNK)
+            found.append(extract(generate(trial[part], trial_seeds[part])))
+            count(len(trial[part]))
         return np.concatenate(found)
 
     best, tried = guidance.best(suite.teacher.guidance, features_at, real)

@@ -90,7 +90,7 @@ def audit(
     count = common.counter(progress, planned)
 
     before = (
-        teacher_side(teacher, suite, grid, extract, reference, kept, plan, progress, scorer)
+        teacher_side(teacher, suite, grid, extract, reference, plan, progress, scorer)
         if teacher
         else None
     )
