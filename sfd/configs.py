@@ -271,6 +271,9 @@ class Training(Strict):
     ema_images: float = Field(ge=0)
     precision: Precision = "bf16"
     lora: Lora | None = None
+    init: Literal["random"] | None = None
+    """Fresh weights for the student, which then never held what is forgotten; else the teacher's.
+    The fake score starts from the teacher all the same."""
     checkpointing: bool = False
     """Trade time for memory: activations of a large network are computed twice."""
     seed: int = Field(0, ge=0)
@@ -302,6 +305,15 @@ class Recipe(Strict):
     train: Training
     audit: AuditPlan | None = None
     out: str | None = None
+
+    @model_validator(mode="after")
+    def _one_beginning(self) -> "Recipe":
+        if self.train.init and (self.start or self.train.lora):
+            raise ValueError(
+                "train.init: random weights go neither with `start`, which has its own, nor with"
+                " train.lora, whose base is the teacher"
+            )
+        return self
 
 
 KINDS: dict[str, type[Strict]] = {

@@ -257,14 +257,24 @@ def _networks(job: Job) -> tuple[nn.Module, nn.Module]:
     if plan.checkpointing:
         teachers.checkpoint_activations(job.teacher.denoiser)
     if plan.lora is None:
-        made = (job.teacher.make_student(), job.teacher.make_student())
-        return made[0].requires_grad_(True), made[1].requires_grad_(True)
+        fake = job.teacher.make_student()
+        student = _fresh(job) if plan.init else job.teacher.make_student()
+        return student.requires_grad_(True), fake.requires_grad_(True)
     options = plan.lora.model_dump()
     student, fake = (
         lora.adapted(job.teacher.denoiser, seed=seed, **options)
         for seed in (plan.seed, plan.seed + 1)
     )
     return student, fake
+
+
+def _fresh(job: Job) -> nn.Module:
+    """A student of the teacher's architecture with weights of the recipe's seed."""
+    if not job.teacher.spec:
+        raise ValueError(f"{job.name}: train.init: {job.teacher.name} does not say how it is built")
+    with torch.random.fork_rng():
+        torch.manual_seed(job.recipe.train.seed)
+        return teachers.build_denoiser(job.teacher.spec)
 
 
 def _identity(job: Job) -> dict[str, Any]:

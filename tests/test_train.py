@@ -185,3 +185,14 @@ def test_a_run_may_be_started_in_a_thread():
 
     with ThreadPoolExecutor() as pool:
         assert pool.submit(body).result() == []
+
+
+def test_fresh_weights_are_the_seeds_own_and_not_the_teachers():
+    still = ("train.images=64", "train.batch=32", "train.lr_student=1e-12", "train.init=random")
+    once, again = (train(f, *still, recipe="digits-forget-three") for f in ("once", "again"))
+    assert_same(once, again)
+    taught = train("taught", *still[:3], recipe="digits-forget-three")
+    name = max(once, key=lambda k: once[k].numel())
+    assert (once[name] - taught[name]).abs().mean() > 0.01
+    with pytest.raises(ValueError, match=r"train.init: random weights go neither with `start`"):
+        configs.load("digits-two-stage", ["train.init=random"])
