@@ -461,6 +461,12 @@ def test_the_command_trains_what_a_recipe_says(tmp_path, monkeypatch):
     card = classifiers.read_card("./out")
     assert card.labels == ["dark", "bright"] and card.name == "out" and card.licence == "own"
     assert card.training and (card.training.images, card.training.seed) == (60, 3)
+    again = configs.load_judge("out/train.yaml")
+    assert again == configs.load_judge("judge.yaml", ["seed=3"])
+    Path("file").write_text("")
+    with pytest.raises(OSError):
+        verbs.train_judge("data.npz", Path("file/x"), device=torch.device("cpu"),
+                          progress=lambda *_: pytest.fail("trained for nothing"))  # fmt: skip
     with pytest.raises(ValueError, match="did you mean 'epochs'"):
         configs.load_judge("judge.yaml", ["epoch=2"])
     with pytest.raises(ValueError, match="has 2 classes, the recipe names 3"):

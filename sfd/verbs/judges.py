@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+import yaml
 
-from sfd import calibrate, classifiers, configs, images
+from sfd import calibrate, classifiers, configs, content, images
 from sfd.calibrate import Progress
 from sfd.classifiers import Card
 
@@ -25,6 +26,7 @@ def train_judge(
 
     `recipe` is a file as `configs.Judge` has it, `overrides` its keys as `key=value`. Measured on
     the labelled images `heldout`, or by cross-fitting in the recipe's folds (5 where it says none).
+    Leaves every key it went by in `train.yaml`.
     Raises ValueError in one line.
     """
     asked = configs.load_judge(recipe, overrides)
@@ -34,6 +36,9 @@ def train_judge(
     held = images.read_labelled(heldout) if heldout else None
     if held and held[2] != names:
         raise ValueError(f"{heldout}: its classes {held[2]} are not those of {data}: {names}")
+    kept = out / "train.yaml"  # written first: a folder that cannot be is found before the training
+    if recipe is None or Path(recipe).expanduser().resolve() != kept.resolve():
+        content.write_atomic(kept, yaml.safe_dump(configs.plain(asked), sort_keys=False))
     state, card = calibrate.train_classifier(
         pictures[: asked.rows],
         labels[: asked.rows],
