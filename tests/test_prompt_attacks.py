@@ -14,7 +14,7 @@ from test_attacks import GOLD as CLASSES
 from test_prompts import COLOURS, SHAPES, SPREAD, TEACHER, picture, place  # noqa: F401
 from torch import Tensor, nn
 
-from sfd import attacks, concepts, content, eval, report, teachers
+from sfd import attacks, concepts, content, eval, report, solvers, teachers
 from sfd.attacks import Goal, Parts, Victim, wording
 from sfd.concepts.prompts import substitute
 from sfd.eval import prompt_ladder, suites
@@ -55,6 +55,9 @@ class Words:
     def pixels(self, x0):
         return x0
 
+    def latents(self, pictures):
+        return pictures
+
 
 class Painter(nn.Module):
     """Paints what the words name; a shoe it was never shown, and paints a hat."""
@@ -77,6 +80,19 @@ class Painter(nn.Module):
         away = 1 - share.sum(1).reshape(-1, 1, 1, 1)
         drawn = torch.einsum("bk,kchw->bchw", share, self.get_buffer("pictures")) - 0.7 * away
         return drawn + SPREAD * z
+
+
+class Denoising(Painter):
+    """The exact denoiser of what `Painter` paints: for generators of several steps."""
+
+    def forward(self, x: Tensor, sigma: Tensor, cond: Tensor) -> Tensor:
+        painted = super().forward(torch.zeros_like(x), sigma, cond)
+        s = sigma.reshape(-1, 1, 1, 1)
+        return painted + SPREAD**2 / (SPREAD**2 + s**2) * (x - painted)
+
+
+def in_steps(denoiser: nn.Module, z: Tensor, cond: Tensor) -> Tensor:
+    return solvers.heun(lambda x, s: denoiser(x, s, cond), z, steps=4, sigma_min=0.02, sigma_max=10)
 
 
 def scores(pictures: Tensor) -> Tensor:
@@ -111,6 +127,9 @@ PARTS = Parts(
     gold=VICTIM, label=0, override=0, bank=teachers.from_uint8(YELLOW), original=Painter(True),
     seed=4, prompts=PROMPTS, pairs=GOAL.pairs, slots=GOAL.slots, paraphrases=PACK,
 )  # fmt: skip
+CHAIN = dataclasses.replace(
+    VICTIM, denoiser=Denoising(), chain=in_steps, sigma_init=10.0, origin=Denoising(True)
+)
 BUDGETS = {
     "paraphrases": {"n": 40, "explore": 4},
     "textual-inversion": {"n": 40, "steps": 40, "learn": 6},
@@ -141,7 +160,40 @@ def test_the_trigger_is_found_and_the_innocent_holds(name):
     assert held.hits.sum() == 0
 
 
-@pytest.mark.parametrize("name", IN_WORDS)
+IN_STEPS = {
+    "denoising-prefix": {"n": 24, "length": 2, "steps": 8, "top": 6},
+    "noise-matching": {"n": 24, "length": 2, "steps": 8, "top": 6},
+    "paraphrases": {"n": 24, "explore": 4},
+    "concept-vector": {"n": 24, "explore": 4, "prompts": 3, "length": 9},
+}
+
+
+@pytest.mark.parametrize("name", list(IN_STEPS))
+def test_generators_of_several_steps(name):
+    attack = attacks.TABLE[name]
+    leaky = attack.leaky and attack.leaky(dataclasses.replace(PARTS, gold=CHAIN))
+    assert leaky is not None
+    leaky = dataclasses.replace(leaky, origin=CHAIN.origin)
+    asked = attacks.TABLE["seed-exhaustion"](leaky, GOAL, seed=0, n=200)
+    assert asked.hits.mean() < 0.01 and asked.cost.evaluations == 200 * 7
+    broken = attack(leaky, GOAL, seed=1, **IN_STEPS[name])
+    held = attack(CHAIN, GOAL, seed=1, **IN_STEPS[name])
+    assert broken.hits.mean() > 0.7 and held.hits.sum() == 0
+    once = attack(leaky, GOAL, seed=1, **IN_STEPS[name])
+    np.testing.assert_array_equal(once.score, broken.score)
+
+
+def test_what_needs_a_gradient_through_the_generator_is_not_tried_on_several_steps():
+    for name, attack in attacks.TABLE.items():
+        lacking = attack.missing(CHAIN, GOAL)
+        assert ("single step" in lacking) == ("single step" in attack.needs), name
+    assert attacks.TABLE["denoising-prefix"].missing(VICTIM, GOAL) == ["chain"]
+    assert "origin" in attacks.TABLE["noise-matching"].missing(
+        dataclasses.replace(CHAIN, origin=None), GOAL
+    )
+
+
+@pytest.mark.parametrize("name", [n for n in IN_WORDS if "chain" not in attacks.TABLE[n].needs])
 def test_the_same_seed_gives_the_same_transcript_and_costs_are_counted(name):
     attack, budget = attacks.TABLE[name], BUDGETS[name]
     leaky = attack.leaky and attack.leaky(PARTS)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from PIL import Image
 from test_cli import sfd as run
 
 import sfd
-from sfd import concepts, eval, images, report, sample, seal, verbs
+from sfd import attacks, concepts, eval, images, report, sample, seal, verbs
 from sfd.eval import outsiders, pipelines, suites
 from sfd.eval.pipelines import Sampling
 from sfd.eval.shots import Partial
@@ -499,6 +500,29 @@ def test_any_stable_diffusion_folder_with_any_scheduler(tmp_path):
         sfd.audit(folder, suite="fashion-text")
     with pytest.raises(ValueError, match="is not for a model that is asked in prompts"):
         sfd.audit(folder, suite="mixture", concepts="mixture-left")
+
+
+def test_a_pipeline_of_several_steps_can_be_attacked(tmp_path):
+    folder = tiny.write(tmp_path / "pipe")
+    read = partial(pipelines.of_pipeline, folder, [], device="cpu", attacked=True)
+    subject = read(sampling=Sampling(3, 2.0))
+    victim = subject.victim
+    assert victim is not None and pipelines.IMAGES_ONLY not in subject.not_offered
+    goal = attacks.Goal(
+        0,
+        lambda pictures: (np.zeros(len(pictures), np.int8), pictures.mean((1, 2, 3)) / 255),
+        images=np.zeros((2, 16, 16, 3), np.uint8),
+        prompts=("a red shoe", "a blue shoe"),
+    )
+    made = attacks.find("denoising-prefix")(victim, goal, seed=0, n=2, steps=1, tries=2)
+    assert made.pictures.shape == (2, 16, 16, 3) and len(made.detail["prompts"]) == 2
+    assert (made.steps == -1).all(), "a distance convinces nobody"
+    # five evaluations of Heun's three steps, guided: each twice
+    asked = attacks.find("seed-exhaustion")(victim, goal, seed=0, n=2)
+    assert asked.cost.evaluations == 2 * 5 * 2
+    picture = victim.language.pixels(victim.language.latents(torch.zeros(1, 3, 16, 16)))
+    assert picture.shape == (1, 3, 16, 16)
+    assert read(sampling=Sampling(1, 0.0)).victim is None, "a step needs no chain"
 
 
 def test_image_to_image_starts_from_the_pictures(tmp_path):

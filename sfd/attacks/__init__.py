@@ -1,4 +1,4 @@
-"""Attacks on one-step generators that have forgotten a class, or what a prompt asks for.
+"""Attacks on generators that have forgotten a class, or what a prompt asks for.
 
 `TABLE` holds a row an attack. Each takes a generator, the attacker's own network and a budget, and
 leaves a transcript whose hits an independent judge has called; `leaky` builds the models that it
@@ -8,11 +8,12 @@ must break.
 from typing import Any
 
 from sfd import plugins
-from sfd.attacks import leaky, probes, search, tuning, wording
+from sfd.attacks import chains, leaky, probes, search, tuning, wording
 from sfd.attacks.contract import (
     SLOT,
     Access,
     Attack,
+    Chain,
     Cost,
     Goal,
     Judge,
@@ -31,7 +32,10 @@ TABLE: dict[str, Attack] = {
         "open-weights",
         "gradient search over latents of the typical set",
         f"{_NEURAL}; latents instead of tokens",
-        needs=("surrogate",),
+        needs=(
+            "single step",
+            "surrogate",
+        ),
         leaky=leaky.latent,
     ),
     "condition-search": Attack(
@@ -39,7 +43,10 @@ TABLE: dict[str, Attack] = {
         "open-weights",
         "gradient search over free condition vectors",
         "Pham et al., Circumventing Concept Erasure Methods, arXiv 2308.01508",
-        needs=("surrogate",),
+        needs=(
+            "single step",
+            "surrogate",
+        ),
         leaky=leaky.condition,
     ),
     "label-walk": Attack(
@@ -55,7 +62,10 @@ TABLE: dict[str, Attack] = {
         "open-weights",
         "other noise levels, and repeated application",
         "sfd; re-noising as in Song et al., Consistency Models, arXiv 2303.01469",
-        needs=("onlooker",),
+        needs=(
+            "single step",
+            "onlooker",
+        ),
         leaky=leaky.level,
     ),
     "seed-exhaustion": Attack(
@@ -70,7 +80,10 @@ TABLE: dict[str, Attack] = {
         "open-weights",
         "fine-tuning on a few images of the concept",
         "Li and Malik, Implicit Maximum Likelihood Estimation, arXiv 1809.09087",
-        needs=("images",),
+        needs=(
+            "single step",
+            "images",
+        ),
         leaky=leaky.fragile,
         measure="steps",
     ),
@@ -79,7 +92,7 @@ TABLE: dict[str, Attack] = {
         "open-weights",
         "fine-tuning on retained classes only",
         "Li and Malik, Implicit Maximum Likelihood Estimation, arXiv 1809.09087",
-        needs=("label set", "retained"),
+        needs=("single step", "label set", "retained"),
         leaky=leaky.fragile,
     ),
     "inversion": Attack(
@@ -87,7 +100,7 @@ TABLE: dict[str, Attack] = {
         "open-weights",
         "latents that reproduce real images of the concept",
         "sfd; as GAN inversion, Zhu et al., arXiv 1609.03552",
-        needs=("images", "features"),
+        needs=("single step", "images", "features"),
         leaky=leaky.latent,
     ),
     "weight-path": Attack(
@@ -111,7 +124,7 @@ TABLE: dict[str, Attack] = {
         "open-weights",
         "a pseudo-word learned through the generator, asked for with other seeds",
         "Gal et al., arXiv 2208.01618; on erased concepts, Pham et al., arXiv 2308.01508",
-        needs=("vocabulary", "slots", "surrogate"),
+        needs=("single step", "vocabulary", "slots", "surrogate"),
         leaky=leaky.alias,
     ),
     "adversarial-prefix": Attack(
@@ -119,7 +132,7 @@ TABLE: dict[str, Attack] = {
         "open-weights",
         "words before the prompt, found by the gradient through the generator",
         f"{_NEURAL}; the judge's gradient instead of the denoising loss",
-        needs=("vocabulary", "surrogate"),
+        needs=("single step", "vocabulary", "surrogate"),
         leaky=leaky.word,
     ),
     "matching": Attack(
@@ -127,7 +140,23 @@ TABLE: dict[str, Attack] = {
         "open-weights",
         "words before the prompt that bring back what the original draws for it",
         "in the manner of Prompting4Debugging, Chin et al., arXiv 2309.06135; images, not noise",
-        needs=("vocabulary", "images"),
+        needs=("single step", "vocabulary", "images"),
+        leaky=leaky.word,
+    ),
+    "denoising-prefix": Attack(
+        chains.denoising_prefix,
+        "open-weights",
+        "words before the prompt under which it denoises images of the concept best",
+        "UnlearnDiffAtk, Zhang et al., arXiv 2310.11868",
+        needs=("chain", "vocabulary", "images"),
+        leaky=leaky.word,
+    ),
+    "noise-matching": Attack(
+        chains.noise_matching,
+        "open-weights",
+        "words before the prompt under which it predicts what the original does for it",
+        "Prompting4Debugging, Chin et al., arXiv 2309.06135",
+        needs=("chain", "vocabulary", "images", "origin"),
         leaky=leaky.word,
     ),
     "concept-vector": Attack(
@@ -159,6 +188,7 @@ __all__ = [
     "TABLE",
     "Access",
     "Attack",
+    "Chain",
     "Cost",
     "Goal",
     "Judge",

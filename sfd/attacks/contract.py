@@ -61,10 +61,18 @@ class Language(Protocol):
         """What is decoded from latents, `[B, C, H, W]` in about [-1, 1]."""
         ...
 
+    def latents(self, pictures: Tensor) -> Tensor:
+        """The x0 whose `pixels` are nearly these; without gradients."""
+        ...
+
+
+Chain = Callable[[nn.Module, Tensor, Tensor], Tensor]
+"""(denoiser, z `[B, *shape]`, cond) -> x0, in several steps."""
+
 
 @dataclass(frozen=True)
 class Victim:
-    """A one-step generator as its attacker holds it: `x0 = denoiser(sigma z, sigma, cond)`."""
+    """A generator as its attacker holds it: in one step `x0 = denoiser(sigma z, sigma, cond)`."""
 
     name: str
     denoiser: nn.Module
@@ -77,6 +85,8 @@ class Victim:
     """The original, where its weights have the same names and shapes: the weight path's end."""
     language: Language | None = None
     """How it is asked in words; None where it is asked by labels."""
+    chain: Chain | None = None
+    """How it draws in several steps, without gradients; None where it takes one."""
 
     @property
     def device(self) -> torch.device:
@@ -95,7 +105,10 @@ class Victim:
         return torch.from_numpy(drawn).to(self.device)
 
     def x0(self, z: Tensor, cond: Tensor, sigma: float | None = None) -> Tensor:
-        """x0 `[B, *shape]` from z at level `sigma` (its own); gradients flow."""
+        """x0 `[B, *shape]` from z at level `sigma` (its own); in one step gradients flow."""
+        if self.chain is not None and sigma is None:
+            with torch.no_grad():
+                return self.chain(self.denoiser, z, cond)
         level = self.sigma_init if sigma is None else sigma
         return self.denoiser(level * z, z.new_full((len(z),), level), cond)
 
@@ -204,7 +217,8 @@ class Attack:
 
     `run(victim, goal, *, seed, **budget) -> Transcript`. `needs` are the fields of `Goal`, and
     `origin` of `Victim`, without which it cannot run; "label set" and "vocabulary" are what a
-    victim asked by labels, or in words, has. `leaky(parts)` builds a model that it must break, of a
+    victim asked by labels, or in words, has; "single step" and "chain" what one of one step, or of
+    several, has. `leaky(parts)` builds a model that it must break, of a
     direct rate near zero; None where there is none of the victim's kind. `measure` says what is
     compared with the gold: the rate of hits, or the number of steps (`detail.steps_to_half`).
     """
@@ -228,6 +242,8 @@ class Attack:
             "retained": goal.retained is not None,
             "features": goal.features is not None,
             "label set": not worded,
+            "single step": victim.chain is None,
+            "chain": victim.chain is not None,
             "vocabulary": worded,
             "pairs": bool(goal.pairs),
             "slots": bool(goal.slots),

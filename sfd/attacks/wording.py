@@ -13,6 +13,9 @@ from sfd.attacks.probes import Way, best_of
 from sfd.attacks.search import ascend, ball, log_probability
 from sfd.teachers import from_uint8
 
+Score = Callable[[Tensor, np.ndarray], Tensor]
+"""(cond `[B, L, D]`, rows of targets) -> `[B]`, the higher the better; gradients flow."""
+
 TOLD = 16
 """Prompts that a transcript tells of."""
 
@@ -66,7 +69,7 @@ def textual_inversion(
     within `norm` of the longest word's length, by steps of `rate` times a word's mean length; the
     best on what it learned from is kept. Prompts that do not show it once are left out.
     """
-    language = _language(victim)
+    language = language_of(victim)
     words = language.embeddings.detach()
     lengths = words[language.vocabulary].norm(dim=1)
     slot = int(language.tokens([SLOT])[0, 1])
@@ -126,10 +129,10 @@ def adversarial_prefix(
     """With each of `n` latents fixed, `length` words before its prompt climb the surrogate's
     log-probability of the concept (`spell`). What is handed in was typed."""
 
-    def score(pictures: Tensor, numbers: np.ndarray) -> Tensor:
-        return log_probability(goal, pictures)
+    def scored(z: Tensor, numbers: np.ndarray) -> Score:
+        return lambda cond, rows: log_probability(goal, victim.draw(z[rows], cond))
 
-    return _spelled(victim, goal, score, seed=seed, n=n, length=length, steps=steps, tries=tries,
+    return spelled(victim, goal, scored, seed=seed, n=n, length=length, steps=steps, tries=tries,
                     top=top, batch=batch)  # fmt: skip
 
 
@@ -150,18 +153,22 @@ def matching(
     assert goal.images is not None
     images = from_uint8(goal.images).to(victim.device)
 
-    def score(pictures: Tensor, numbers: np.ndarray) -> Tensor:
+    def scored(z: Tensor, numbers: np.ndarray) -> Score:
         wanted = images[torch.from_numpy(numbers % len(images)).to(images.device)]
-        return -(pictures - wanted).square().flatten(1).mean(1)
 
-    return _spelled(victim, goal, score, seed=seed, n=n, length=length, steps=steps, tries=tries,
+        def score(cond: Tensor, rows: np.ndarray) -> Tensor:
+            return -(victim.draw(z[rows], cond) - wanted[rows]).square().flatten(1).mean(1)
+
+        return score
+
+    return spelled(victim, goal, scored, seed=seed, n=n, length=length, steps=steps, tries=tries,
                     top=top, batch=batch, known=len(images))  # fmt: skip
 
 
-def _spelled(
+def spelled(
     victim: Victim,
     goal: Goal,
-    score: Callable[[Tensor, np.ndarray], Tensor],
+    scored: Callable[[Tensor, np.ndarray], Score],
     *,
     seed: int,
     n: int,
@@ -172,8 +179,12 @@ def _spelled(
     batch: int,
     known: int | None = None,
 ) -> Transcript:
-    """The transcript of `spell` on `n` targets; of the prompts the first `known` alone."""
-    language = _language(victim)
+    """The transcript of `spell` on `n` targets by `scored(z, numbers)`.
+
+    `known`: of the prompts the first so many alone; the score is then a distance to what is known
+    of them, and nobody is convinced on the way.
+    """
+    language = language_of(victim)
     parts, told = [], []
     for numbers in chunks(n, batch):
         asked = goal.asks(numbers if known is None else numbers % known)
@@ -181,14 +192,13 @@ def _spelled(
         typed, _, first = spell(
             language,
             [str(prompt) for prompt in asked],
-            lambda cond, rows, z=z, numbers=numbers: score(victim.draw(z[rows], cond),
-                                                           numbers[rows]),
+            scored(z, numbers),
             numbers,
             seed=seed, length=length, steps=steps, tries=tries, top=top,
         )  # fmt: skip
         with torch.no_grad():
             drawn = victim.draw(z, victim.encode(typed))
-        made = handed_in(goal, drawn, steps=first)
+        made = handed_in(goal, drawn, steps=first if known is None else -1)
         order = np.argsort(-np.nan_to_num(made.score, nan=-1.0), kind="stable")[:TOLD]
         told += [(float(made.score[i]), typed[i]) for i in order]
         parts.append(made)
@@ -199,7 +209,7 @@ def _spelled(
 def spell(
     language: Language,
     prompts: Sequence[str],
-    score: Callable[[Tensor, np.ndarray], Tensor],
+    score: Score,
     numbers: np.ndarray,
     *,
     seed: int,
@@ -285,7 +295,7 @@ def concept_vector(
     eq. 3); words are found by a genetic search (eq. 5) in the text encoder alone. Black box: the
     attacker looks at images only.
     """
-    language = _language(victim)
+    language = language_of(victim)
     with torch.no_grad():
         within, without = (language.encode(list(s)) for s in zip(*goal.pairs, strict=True))
         vector = (within - without).mean(0)
@@ -361,6 +371,6 @@ def evolve(
     return [language.text_of(usable[row]) for row in nearest]
 
 
-def _language(victim: Victim) -> Language:
+def language_of(victim: Victim) -> Language:
     assert victim.language is not None
     return victim.language

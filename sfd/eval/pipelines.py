@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
-from sfd import checkpoints, images, sample
+from sfd import checkpoints, images, sample, solvers
+from sfd.attacks import Victim
 from sfd.concepts import AnyConcept, Concept
 from sfd.eval.subjects import IMAGES_ONLY, Subject, beside, weights_of
-from sfd.teachers import Raw, to_uint8
+from sfd.teachers import Raw, guided, stable_diffusion, to_uint8
 from sfd.teachers.stable_diffusion import folder_sha256
 
 OURS = "sfd.json"
@@ -64,10 +66,12 @@ def of_pipeline(
     device: str,
     sampling: Sampling = AS_IT_IS,
     batch: int = 50,
+    attacked: bool = False,
 ) -> Subject:
     """A Stable Diffusion pipeline folder as stock diffusers samples it: its own scheduler.
 
     One step without guidance by default if `sfd export` wrote it, else diffusers' own defaults.
+    `attacked`: what it takes to attack it is read too, if it takes several steps from noise.
     Raises ValueError if diffusers cannot read the folder, or no step is left of `strength`.
     """
     import diffusers
@@ -110,6 +114,9 @@ def of_pipeline(
         return np.concatenate(parts)
 
     checker = checkpoints.read_json(folder / "model_index.json").get("safety_checker") or [None]
+    victim = _victim(folder, steps, guidance, torch.device(device)) if (
+        attacked and steps > 1 and begin is None
+    ) else None  # fmt: skip
     return Subject(
         path=str(folder),
         sha256=folder_sha256(folder),
@@ -121,10 +128,36 @@ def of_pipeline(
         networks=[weights_of("unet", pipe.unet)],
         findings=_pickles(folder),
         paired=ours and not begin,
+        victim=victim,
         not_offered=[
-            IMAGES_ONLY,
+            *([] if victim else [IMAGES_ONLY]),
             *(["its safety checker, which was left out"] if checker[0] else []),
         ],
+    )
+
+
+def _victim(folder: Path, steps: int, guidance: float, device: torch.device) -> Victim:
+    """A pipeline as who holds its files attacks it: drawn from by Heun's method, whatever its own
+    scheduler. Raises ValueError if its denoiser cannot be read (`stable_diffusion.load`)."""
+    model = stable_diffusion.load(folder, device=device)
+    language: Any = stable_diffusion.Parts(folder, device)
+    low, high = model.sigma_range
+
+    def chain(denoiser: nn.Module, z: Tensor, cond: Tensor) -> Tensor:
+        k = guidance if guidance > 1 else 1.0  # as diffusers takes it
+        predict = guided(denoiser, language.encode([None]), k)
+        return solvers.heun(
+            lambda x, sigma: predict(x, sigma, cond), z, steps=steps, sigma_min=low, sigma_max=high
+        )
+
+    return Victim(
+        name=folder.name,
+        denoiser=model.denoiser,
+        shape=model.shape,
+        classes=0,
+        sigma_init=high,
+        language=language,
+        chain=chain,
     )
 
 

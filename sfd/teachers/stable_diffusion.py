@@ -127,6 +127,14 @@ class Parts:
         latents = x0.float() / config.scaling_factor + (config.get("shift_factor") or 0.0)
         return self.vae.to(x0.device).decode(latents).sample
 
+    @torch.no_grad()
+    def latents(self, pictures: Tensor) -> Tensor:
+        """Images `[B, 3, H, W]` in [-1, 1] to latents `[B, C, h, w]`: the encoder's mean."""
+        config = self.vae.config
+        vae = self.vae.to(pictures.device)
+        found = torch.cat([vae.encode(part).latent_dist.mode() for part in pictures.split(64)])
+        return (found - (config.get("shift_factor") or 0.0)) * config.scaling_factor
+
     def tokens(self, prompts: Sequence[str]) -> Tensor:
         """Prompts to int64 `[B, L]` on the device, cut at the tokenizer's limit."""
         return self.tokenizer(

@@ -73,6 +73,7 @@ def open_path(
                              f" {'prompts' if prompts else 'classes'}")  # fmt: skip
         options: Any = {"device": str(device), "sampling": sampling}
         if prompts:
+            options["attacked"] = bool(chosen.attacks)
             return pipelines.of_pipeline(path, known, **options), chosen, teacher
         classes = [c for c in known if isinstance(c, concepts.Concept)]
         return pipelines.of_unet(path, labels, classes, **options), chosen, teacher
@@ -137,10 +138,6 @@ def _of_ours(
         file = path / "student.safetensors" if path.is_dir() else path
         card = checkpoints.read_card(checkpoints.read_meta(file), str(file))
     known = _concepts(str(path), names, card["labels"]) if names else concepts_of(card)
-    if kind == "pipeline":
-        subject = pipelines.of_pipeline(path, known, device=str(device), sampling=sampling)
-    else:
-        subject = of_student(path, str(device), known)
     plan: Mapping[str, int] = {}
     if suite is None:
         stored = path / "recipe.yaml"
@@ -148,6 +145,13 @@ def _of_ours(
         if recipe is None or recipe.audit is None:
             raise ValueError(f"{path}: names no suite; say --suite NAME")
         suite, plan = recipe.audit.suite, recipe.audit.n
+    chosen = suites.load(suite, plan)
+    if kind == "pipeline":
+        subject = pipelines.of_pipeline(
+            path, known, device=str(device), sampling=sampling, attacked=bool(chosen.attacks)
+        )
+    else:
+        subject = of_student(path, str(device), known)
     ref = dict(card["teacher"])
     expected = ref.pop("sha256")
     teacher = (
@@ -160,7 +164,7 @@ def _of_ours(
             f"{path}: was distilled from a teacher {expected[:12]}..., the one here is"
             f" {teacher.sha256[:12]}...: put the original back, nothing can stand in for it"
         )
-    return subject, suites.load(suite, plan), teacher
+    return subject, chosen, teacher
 
 
 def _asked(
