@@ -87,12 +87,13 @@ def audit(
     sampling = Sampling(steps, guidance, Path(start) if start else None, strength)
     names = concepts.split(",") if isinstance(concepts, str) else list(concepts)
     if generate is not None:
-        if gold or plain or attack_images or clip or sampling != AS_IT_IS:
-            raise ValueError("audit: a function has no rivals, clip, attack_images, steps or such")
+        if gold or plain or attack_images or sampling != AS_IT_IS:
+            raise ValueError("audit: gold, plain, attack_images and how a pipeline is sampled go"
+                             " with a path, not with generate=")  # fmt: skip
         folder = Path(out or "audit")
         result = verbs.audit_function(
             generate, suite, folder, device=where, progress=_quiet, labels=labels, names=names,
-            original=teacher, review=review,
+            original=teacher, review=review, clip=Path(clip) if clip else None,
         )  # fmt: skip
     else:
         assert path is not None

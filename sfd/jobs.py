@@ -115,18 +115,22 @@ def prepare(name: str, recipe: Recipe, device: torch.device) -> Job:
     rule = _built(build_rule, f"forgetting.options ({plan.rule})", plan.options, target, found)
     if found and not plan.share:
         raise ValueError("forgetting.share is 0, so no image would ever forget: raise it")
-    phases = phases_of(recipe, teacher.sigma_init)
+    phases = phases_of(recipe, teacher.sigma_init, teacher.sigma_range)
     suite = suites.load(recipe.audit.suite, recipe.audit.n) if recipe.audit else None
     return Job(name, recipe, teacher, found, retained, rule, phases, suite,
                configs.sha256(recipe))  # fmt: skip
 
 
-def phases_of(recipe: Recipe, sigma_init: float) -> tuple[Phase, ...]:
+def phases_of(
+    recipe: Recipe, sigma_init: float, sigma_range: tuple[float, float]
+) -> tuple[Phase, ...]:
     """The phases of a recipe's objective. Raises ValueError on an option that it does not take."""
     objective = recipe.objective
     entry = plugins.resolve(objectives.TABLE, objective.name, "objectives")
     build = entry.phases if isinstance(entry, objectives.Objective) else entry
     options = {**objective.options(), "sigma_init": sigma_init}
+    if "sigma_range" in inspect.signature(build).parameters:
+        options["sigma_range"] = sigma_range
     return tuple(_built(build, f"objective ({objective.name})", options))
 
 

@@ -38,10 +38,12 @@ class Phase:
     """One kind of update.
 
     `loss` returns per-sample losses `[B]` and Logs; it is called with those of `student`,
-    `target`, `fake`, `draw` and `memo` that its signature names. `memo` is a dictionary that the
-    phases of one iteration share. Only the networks in `learns` have parameters that take a
-    gradient. `weight` says which of the batch's weights multiplies the losses. `distinct` is how
-    many different images the phase sees: image numbers start again from 0 after so many.
+    `target`, `fake`, `draw`, `memo` and `kept` that its signature names. `memo` is a dictionary
+    that the phases of one iteration share; `kept` is the phase's own, by image number, and lives as
+    long as the process: what it holds must follow from the number. Only the networks in `learns`
+    have parameters that take a gradient. `weight` says which of the batch's weights multiplies the
+    losses. The phase comes in one batch of `every`. `distinct` is how many different images it
+    sees: image numbers start again from 0 after so many.
     """
 
     name: str
@@ -51,10 +53,18 @@ class Phase:
     every: int = 1
     distinct: int | None = None
 
+    def __post_init__(self) -> None:
+        for name, count in (("every", self.every), ("distinct", self.distinct)):
+            if count is not None and (not isinstance(count, int) or count < 1):
+                raise ValueError(f"phase {self.name}: {name}={count!r}: give a whole number from 1")
+
 
 @dataclass(frozen=True)
 class Objective:
-    """A row of TABLE: `phases(sigma_init=..., **options)` and whom to cite."""
+    """A row of TABLE: `phases(sigma_init=..., **options)` and whom to cite.
+
+    `phases` is given the teacher's `sigma_range` too if its signature names it.
+    """
 
     phases: Callable[..., tuple[Phase, ...]]
     citation: str
@@ -218,27 +228,34 @@ def diff_instruct(
 def regression(
     *,
     sigma_init: float,
+    sigma_range: tuple[float, float] = (0.002, 80.0),
     pairs: int = 4000,
     steps: int = 8,
-    sigma_min: float = 0.002,
-    sigma_max: float = 80.0,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
 ) -> tuple[Phase, ...]:
     """Knowledge distillation (arXiv 2101.02388): the end of the target's own trajectory, regressed.
 
     The student learns `pairs` pairs of z and of where Heun's method in `steps` steps leads from
-    sigma_max z. Each end is computed when its image is first met and kept in memory, for it is a
-    function of the image's number. It is a start for the others, which know no pairs: it keeps the
-    target's variety, and is blurred. The fake score does not learn.
+    sigma_max z (by default over the target's own `sigma_range`). Each end is computed when its
+    image is first met, and kept. It is a start for the others, which know no pairs: it keeps the
+    target's variety, and is blurred. The fake score does not learn. Raises ValueError on levels
+    outside the range, or fewer than one step or pair.
     """
-    ends: dict[int, Tensor] = {}
+    low, high = sigma_min or sigma_range[0], sigma_max or sigma_range[1]
+    if not 0.99 * sigma_range[0] <= low < high <= 1.01 * sigma_range[1]:
+        raise ValueError(f"trajectories from {high:g} to {low:g}: the target knows sigma from"
+                         f" {sigma_range[1]:g} to {sigma_range[0]:g}")  # fmt: skip
+    if not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"steps={steps!r}: give a whole number from 1")
 
-    def loss(student: Denoise, target: Denoise, draw: Draw):
+    def loss(student: Denoise, target: Denoise, draw: Draw, kept: dict[int, Tensor]):
         z = draw.normal("z")
-        if any(n not in ends for n in draw.numbers):
-            x0 = solvers.heun(target, z, steps=steps, sigma_min=sigma_min, sigma_max=sigma_max)
-            ends.update(zip(draw.numbers, x0, strict=True))
+        if any(n not in kept for n in draw.numbers):
+            x0 = solvers.heun(target, z, steps=steps, sigma_min=low, sigma_max=high)
+            kept.update(zip(draw.numbers, x0, strict=True))
         x_g = student(sigma_init * z, z.new_full((len(z),), sigma_init))
-        losses = regression_loss(x_g, torch.stack([ends[n] for n in draw.numbers]))
+        losses = regression_loss(x_g, torch.stack([kept[n] for n in draw.numbers]))
         return losses, {"error": losses.detach() / x_g[0].numel()}
 
     return (Phase("student", ("student",), loss, "student", distinct=pairs),)

@@ -5,6 +5,7 @@ and types and allocates nothing.
 """
 
 import copy
+import math
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ class Shape:
     cond: tuple[int, ...]
     """Of one row."""
     sigma_init: float
+    sigma_range: tuple[float, float]
 
 
 def shape_of(ref: Mapping[str, Any]) -> Shape:
@@ -51,7 +53,8 @@ def shape_of(ref: Mapping[str, Any]) -> Shape:
         raise ValueError(f"{name or ref.get('factory')}: cannot be planned without building it")
     path = Path(file).expanduser()
     card = checkpoints.read_card(checkpoints.read_meta(path), str(path))
-    return Shape(card["spec"], tuple(card["shape"]), (len(card["labels"]),), card["sigma_init"])
+    return Shape(card["spec"], tuple(card["shape"]), (len(card["labels"]),), card["sigma_init"],
+                 tuple(card["sigma_range"]))  # fmt: skip
 
 
 def stable_diffusion_shape(folder: Path, t_init: int | None) -> Shape:
@@ -63,7 +66,8 @@ def stable_diffusion_shape(folder: Path, t_init: int | None) -> Shape:
     sigmas = schedules.vp_sigmas(stable_diffusion.betas_of(spec["betas"]))
     sigma_init = float(sigmas[t_init]) if t_init is not None else 2.5
     x = (config["in_channels"], side, side)
-    return Shape(spec, x, (text["max_position_embeddings"], width), sigma_init)
+    cond = (text["max_position_embeddings"], width)
+    return Shape(spec, x, cond, sigma_init, (float(sigmas[0]), float(sigmas[-1])))
 
 
 class Peak(TorchDispatchMode):
@@ -112,9 +116,10 @@ def memory(
 
     `teacher`, `student`, `fake`, `ema` (in LoRA mode what each adds to the shared base),
     `optimizers` (Adam's two moments), `gradients` (of the larger network: only one learns at a
-    time), `activations` (whatever else is alive at the worst moment of two whole steps) and their
-    sum, `total`. `fused` plans for fused attention kernels, as CUDA has them. What an allocator
-    and kernels' workspaces take comes on top.
+    time), `activations` (whatever else is alive at the worst moment of two whole steps), `kept`
+    (what is remembered of distinct images) and their sum, `total`. `fused` plans for fused
+    attention kernels, as CUDA has them. What an allocator and kernels' workspaces take comes on
+    top.
     """
     # adapters are put in on the meta device; FakeTensorMode cannot convert their modules
     with torch.device("meta"):
@@ -152,6 +157,8 @@ def memory(
             "gradients": max(weights.values()),
         }
         roles["activations"] = max(0, peak.most - roles["optimizers"] - roles["gradients"])
+        distinct = sum(phase.distinct or 0 for phase in phases)
+        roles["kept"] = 4 * math.prod(shape.x) * distinct
     return {**roles, "total": sum(roles.values())}
 
 
@@ -223,7 +230,7 @@ def _two_steps(
             k = guidance["train" if "fake" in phase.learns else "fake"]
             networks = {"student": student, "fake": teachers.guided(fake, null, k)}
             for memo in memos:
-                losses, _ = train.call(phase, teacher, rule, networks, drawn, draw, memo)
+                losses, _ = train.call(phase, teacher, rule, networks, drawn, draw, memo, {})
                 (losses.sum() / batch).backward()
                 del losses
             for name in phase.learns:

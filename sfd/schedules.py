@@ -2,15 +2,16 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 Sampler = Callable[[Tensor], Tensor]
+Time = TypeVar("Time", Tensor, float)
 
 
-def karras_sigma(t: Tensor, sigma_min: float, sigma_max: float, rho: float = 7.0) -> Tensor:
+def karras_sigma(t: Time, sigma_min: float, sigma_max: float, rho: float = 7.0) -> Time:
     """sigma at t in [0, 1]: sigma_max at 0, sigma_min at 1. arXiv 2206.00364, eq. 5."""
     high, low = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
     return (high + t * (low - high)) ** rho

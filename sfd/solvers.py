@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,8 +24,8 @@ def heun(
 
     arXiv 2206.00364, algorithm 1.
     """
-    t = torch.linspace(0, 1, steps, dtype=torch.float64)
-    sigmas = [*schedules.karras_sigma(t, sigma_min, sigma_max, rho).tolist(), 0.0]
+    times = np.linspace(0, 1, steps).tolist()
+    sigmas = [*(schedules.karras_sigma(t, sigma_min, sigma_max, rho) for t in times), 0.0]
     x = sigma_max * z
 
     def slope(x: Tensor, sigma: float) -> Tensor:

@@ -89,6 +89,8 @@ def train(
             device=device,
         )
 
+    kept: dict[str, dict[int, Tensor]] = {phase.name: {} for phase in phases}
+
     def step(nimg: int) -> state.Stats:
         rows = state.own_rows(nimg, batch)
         parts = np.array_split(np.arange(rows.start, rows.stop), accumulate)
@@ -106,7 +108,7 @@ def train(
                 b = draw_batch(numbers)
                 draw = draw_for(seed, phase.name, numbers, teacher.shape, device)
                 views = asked["fake" if "fake" in phase.learns else "student"]
-                losses, logs = call(phase, teacher, rule, views, b, draw, memo)
+                losses, logs = call(phase, teacher, rule, views, b, draw, memo, kept[phase.name])
                 weight = b.weight_student if phase.weight == "student" else b.weight_fake
                 weighted = weight * losses
                 (weighted.sum() / batch).backward()
@@ -127,8 +129,9 @@ def train(
                 optimizers[name].zero_grad(set_to_none=True)
             if "student" in phase.learns:
                 state.update_ema(
-                    average, student, images=batch, seen=nimg + batch, half_life=ema_images
-                )
+                    average, student, images=batch * phase.every, seen=nimg + batch,
+                    half_life=ema_images,
+                )  # fmt: skip
         return stats
 
     state.loop(
@@ -178,6 +181,7 @@ def call(
     batch: Batch,
     draw: Draw,
     memo: dict[str, Tensor],
+    kept: dict[int, Tensor],
 ) -> tuple[Tensor, Logs]:
     """The phase's losses: each network bound to its rows' conditions, and the rule's penalty."""
     cond_student = teacher.encode(batch.student)
@@ -198,7 +202,8 @@ def call(
             known = networks["fake"](x, sigma, cond_fake)
         return rule.target(x, sigma, batch, x if known is None else known)
 
-    offered = {"student": student, "fake": fake, "target": target, "draw": draw, "memo": memo}
+    offered = {"student": student, "fake": fake, "target": target, "draw": draw, "memo": memo,
+               "kept": kept}  # fmt: skip
     wanted = inspect.signature(phase.loss).parameters
     losses, logs = phase.loss(**{name: offered[name] for name in wanted})
     if rule.penalty and "student" in phase.learns:

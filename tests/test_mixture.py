@@ -319,7 +319,7 @@ def test_a_class_overridden_by_itself_is_retained_bit_for_bit(objective):
         rule, memo, out = build_rule(teacher, concepts), {}, []
         for phase in phases:
             drawn = training.draw_for(0, phase.name, numbers, (1, 1, 2), CPU)
-            rows, _ = training.call(phase, teacher, rule, nets, batch, drawn, memo)
+            rows, _ = training.call(phase, teacher, rule, nets, batch, drawn, memo, {})
             out += [rows, *torch.autograd.grad(rows.sum(), tuple(nets[phase.name].parameters()))]
         return out
 

@@ -1,5 +1,6 @@
 """The identities of the distillation losses, in closed form on Gaussians."""
 
+import copy
 import inspect
 
 import numpy as np
@@ -63,6 +64,7 @@ def losses_of(name, student, target, fake, batch, *, memo=None, seed=0, **option
         "fake": fake,
         "draw": randoms(batch, seed=seed),
         "memo": {} if memo is None else memo,
+        "kept": {},
     }
     wanted = inspect.signature(chosen.loss).parameters
     return chosen.loss(**{key: offered[key] for key in wanted})[0]
@@ -262,7 +264,7 @@ def test_no_gradient_reaches_whom_it_must_not(name):
         }
         for key, net in nets.items():
             net.requires_grad_(key in chosen.learns)
-        offered = {**nets, "draw": randoms(8), "memo": {}}
+        offered = {**nets, "draw": randoms(8), "memo": {}, "kept": {}}
         wanted = inspect.signature(chosen.loss).parameters
         losses, logs = chosen.loss(**{key: offered[key] for key in wanted})
         assert losses.shape == (8,)
@@ -316,6 +318,73 @@ def test_regression_asks_the_target_once_a_pair(tmp_path):
     assert sum(asked) == 16 * 5  # 2 steps - 1 evaluations each, whatever the images
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "says"),
+    [
+        ("sid", {"fake_updates": 0}, "every=0: give a whole number from 1"),
+        ("diff-instruct", {"fake_updates": 1.5}, "every=1.5"),
+        ("regression", {"pairs": 0}, "distinct=0"),
+        ("regression", {"pairs": 2.5}, "distinct=2.5"),
+        ("regression", {"steps": 0}, "steps=0"),
+        ("regression", {"sigma_max": 80.0, "sigma_range": (0.03, 14.6)}, "from 14.6 to 0.03"),
+        ("regression", {"sigma_min": 20.0, "sigma_range": (0.03, 14.6)}, "from 14.6 to 20"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(name, options, says):
+    with pytest.raises(ValueError, match=says):
+        objectives.TABLE[name].phases(sigma_init=2.5, **options)
+
+
+def test_regression_follows_the_targets_own_range():
+    asked: list[float] = []
+
+    def target(x: Tensor, sigma: Tensor) -> Tensor:
+        asked.append(float(sigma[0]))
+        return x
+
+    student = Shift(0.0, 1.0)
+    losses_of("regression", student, target, None, 2, steps=3, sigma_range=(0.03, 14.6))
+    assert max(asked) == pytest.approx(14.6) and min(asked) == pytest.approx(0.03)
+
+
+@pytest.mark.parametrize("changes", [{"accumulate": 2}, {"stop": 24}])
+def test_regression_in_parts_is_regression_at_once(tmp_path, changes):
+    """Accumulated, or resumed where not every pair has been met: the same weights."""
+
+    def trained(folder, *, accumulate=1, stop=None):
+        teacher = tiny_teacher()
+        start = teacher.make_student()
+        for total in [stop, 64] if stop else [64]:
+            student, _ = training.train(
+                teacher, forgetting.none(teacher, []),
+                objectives.TABLE["regression"].phases(sigma_init=2.5, pairs=20, steps=3),
+                student=copy.deepcopy(start), fake=teacher.make_student(), retained=[0, 1],
+                concepts=[], share=0.0, weight_student=1.0, weight_fake=1.0, total=total, batch=8,
+                accumulate=accumulate, lr_student=1e-2, lr_fake=1e-3, ema_images=0, decay_from=1.0,
+                seed=3, folder=folder, identity={}, tick=8, checkpoint=8, device=CPU,
+            )  # fmt: skip
+        return student.state_dict()
+
+    once, parts = trained(tmp_path / "once"), trained(tmp_path / "parts", **changes)
+    for key, value in once.items():
+        torch.testing.assert_close(parts[key], value, rtol=1e-4, atol=1e-5)
+
+
+def test_the_average_counts_images_whoever_learns_from_them(tmp_path, monkeypatch):
+    told: list[int] = []
+    monkeypatch.setattr(training.state, "update_ema", lambda *_, images, **__: told.append(images))
+    teacher = tiny_teacher()
+    training.train(
+        teacher, forgetting.none(teacher, []),
+        objectives.TABLE["sid"].phases(sigma_init=2.5, fake_updates=4),
+        student=teacher.make_student(), fake=teacher.make_student(), retained=[0, 1], concepts=[],
+        share=0.0, weight_student=1.0, weight_fake=1.0, total=64, batch=8, lr_student=1e-3,
+        lr_fake=1e-3, ema_images=10, seed=3, folder=tmp_path, identity={}, tick=8, checkpoint=64,
+        device=CPU,
+    )  # fmt: skip
+    assert told == [32, 32], "two updates stand for all 64 images"
+
+
 def test_levels_reach_the_phase():
     seen: list[Tensor] = []
 
@@ -362,7 +431,7 @@ def test_batch_loss_is_the_weighted_sum_over_the_batch_size(tmp_path, monkeypatc
         for name, net in nets.items():
             net.requires_grad_(name in chosen.learns)
         draw = training.draw_for(3, chosen.name, numbers, SHAPE, CPU)
-        losses, _ = training.call(chosen, teacher, rule, nets, batch, draw, {})
+        losses, _ = training.call(chosen, teacher, rule, nets, batch, draw, {}, {})
         row = torch.where(batch.is_forget, weights[chosen.name], 1.0)
         learner = nets[chosen.name]
         expected[chosen.name] = torch.autograd.grad(

@@ -246,6 +246,7 @@ def test_a_model_that_forgot_passes_and_the_original_fails(place, tmp_path):
     assert set(found.values()) == {"PASS"}, forgot["claims"]
     direct = forgot["evidence"]["direct"]["concept"]
     assert (direct["k"], direct["n"], direct["prompts"]) == (0, 4000, 240)
+    assert direct["mean_probability"] < 0.01
     assert direct["ci95"][1] > 3.6 / 240, "no tighter than 240 prompts allow"
     assert direct["images_ci95"][1] < 0.001
     assert direct["baseline"]["rate"] > 0.95, "the teacher draws it when it is asked"
@@ -285,8 +286,30 @@ def test_a_clip_model_says_how_well_images_show_their_prompts(place, tmp_path, c
     assert found["model_sha256"] == scorer.sha256
     assert found["difference_mean"] == pytest.approx(found["mean"] - found["baseline_mean"])
     assert "CLIP score by" in report.write(tmp_path / "subject").read_text()
-    again = audited(place, forgetful, tmp_path, clip=clip_model)["evidence"]["quality"]
-    assert again["clip_score"] == found, "the teacher's side from the cache"
+
+
+def test_the_teachers_side_is_drawn_once_whatever_was_forgotten(
+    place, tmp_path, monkeypatch, clip_model
+):
+    drawn = []
+    original = sample.teacher_sampler
+    monkeypatch.setattr(
+        sample, "teacher_sampler", lambda *a, **k: drawn.append(k) or original(*a, **k)
+    )
+    audited(place, forgetful, tmp_path)
+    assert len(drawn) == 3, "two guidances on a few, the better on all"
+    file = yaml.safe_load(Path("concept.yaml").read_text())
+    other = {**file, "label": "coat", "instead": "hat", "forget": {"prompts": ["a red coat"]},
+             "override": {"substitute": {"coat": "hat"}},
+             "holdout": [f"coat {i} {c}" for i in range(120) for c in COLOURS]}  # fmt: skip
+    Path("concept.yaml").write_text(yaml.safe_dump(other))
+    other = audited(place, forgetful, tmp_path, "other")["evidence"]["direct"]["concept"]
+    assert len(drawn) == 3, "of another concept, the same"
+    assert other["rate"] > 0.99 and other["mean_probability"] > 0.99, "coats are drawn as ever"
+    audited(place, forgetful, tmp_path, "scored", clip=clip_model)
+    assert len(drawn) == 6, "it has no scores yet"
+    audited(place, forgetful, tmp_path, "scored", clip=clip_model)
+    assert len(drawn) == 6
 
 
 def test_clip_scores_are_averaged_over_prompts():

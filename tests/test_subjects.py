@@ -538,7 +538,8 @@ def test_image_to_image_starts_from_the_pictures(tmp_path):
         sampling = Sampling(4, 1.0, pictures, strength)
         subject = pipelines.of_pipeline(folder, [], device="cpu", sampling=sampling)
         assert subject.nfe == int(4 * strength) and not subject.paired
-        assert f"image to image from {pictures} at strength {strength:g}" in subject.format
+        assert f"image to image from {pictures} (2 pictures, sha256" in subject.format
+        assert f"at strength {strength:g}" in subject.format
         return subject.generate(["a hat"] * 3, np.array([2, 3, 4])).astype(int)
 
     near = drawn(0.25)
@@ -546,11 +547,17 @@ def test_image_to_image_starts_from_the_pictures(tmp_path):
     assert (drawn(1.0) != near).any()
     with pytest.raises(ValueError, match="takes none of 1 steps"):
         pipelines.of_pipeline(folder, [], device="cpu", sampling=Sampling(1, start=pictures))
+    with pytest.raises(ValueError, match=r"strength=1.5: give a share"):
+        drawn(1.5)
     with pytest.raises(ValueError, match="say which pictures"):
         pipelines.of_pipeline(folder, [], device="cpu", sampling=Sampling(strength=0.5))
     Image.fromarray(np.zeros((3, 5, 3), np.uint8)).save(pictures / "odd.png")
     with pytest.raises(ValueError, match="differ in size"):
         pipelines.of_pipeline(folder, [], device="cpu", sampling=Sampling(4, start=pictures))
+    Image.new("RGB", (9, 9)).save(pictures / "0.png")
+    Image.new("RGB", (9, 9)).save(pictures / "1.png")
+    with pytest.raises(ValueError, match=r"pictures of \[9, 9\], the pipeline draws \[16, 16\]"):
+        drawn(0.5)
 
 
 @pytest.fixture(scope="module")

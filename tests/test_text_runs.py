@@ -259,6 +259,13 @@ def test_a_plan_is_what_a_step_holds(place, tmp_path, mode):
     assert planned["total"] == sum(v for k, v in planned.items() if k != "total")
 
 
+@pytest.mark.parametrize("name", ["digits-pairs", "fashion-text-pairs"])
+def test_a_plan_counts_what_is_kept_of_each_pair(name):
+    found = verbs.plan_run(configs.load(name))
+    size = {"digits-pairs": 16 * 16, "fashion-text-pairs": 8 * 8 * 4}[name]
+    assert found["kept"] == 4 * size * 4000
+
+
 def test_a_plan_of_classes_and_of_what_cannot_be_planned():
     small, large = (
         verbs.plan_run(configs.load("digits-forget-three", [f"train.batch={b}"])) for b in (8, 16)

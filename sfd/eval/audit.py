@@ -104,8 +104,9 @@ def audit(
         valid = evidence.validity(drawn, inside, radius, common.QUANTILE)
         found["validity"][concept.name] = valid
         found["direct"][concept.name] = evidence.direct(
-            concept, drawn, before.get(concept.label), judges, labels, inside, concept.override
-        )
+            concept, drawn, before.get(concept.label), judges, labels, inside, concept.override,
+            concept.label,
+        )  # fmt: skip
         found["override"][concept.name] = evidence.override(concept, drawn, labels)
         found["leaks"][concept.name] = evidence.leaks(
             concept, grid, before, labels, retained, paired=subject.paired

@@ -94,7 +94,7 @@ def conclude(
 
     What people saw of the same subject by the same plan stays, unless there is a new packet.
     """
-    seen = found.get("review") or _seen(folder, subject.sha256, plan)
+    seen = found.get("review") or _seen(folder, subject, plan)
     left = [*untested, *_not_tested(suite, subject, teacher, controls)]
     result = {
         "schema": seal.SCHEMA,
@@ -205,11 +205,13 @@ def detector(classifier: Classifier, role: str) -> dict[str, Any]:
     }
 
 
-def _seen(folder: Path, sha256: str, plan: str) -> dict[str, Any]:
-    """The review in a folder's audit, if that was of the same subject by the same plan."""
+def _seen(folder: Path, subject: Subject, plan: str) -> dict[str, Any]:
+    """The review in a folder's audit, if that was of the same subject, drawn from in the same way,
+    by the same plan."""
     try:
         old = seal.read(folder / "audit.json")
-        same = old["subject"]["sha256"] == sha256 and old["suite"]["plan_sha256"] == plan
+        drawn = [old["subject"]["sha256"], old["subject"]["format"], old["suite"]["plan_sha256"]]
+        same = drawn == [subject.sha256, subject.format, plan]
         return old["evidence"].get("review", {}) if same else {}
     except (OSError, ValueError, KeyError, TypeError):  # none, or none that can be read
         return {}

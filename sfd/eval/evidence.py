@@ -182,10 +182,11 @@ def direct(
     labels: Sequence[str],
     valid: np.ndarray,
     override: Mapping[int, float],
+    column: int,
 ) -> dict[str, Any]:
     """How often the concept is there when it is asked for, raw and corrected.
 
-    The correction takes the judge's sensitivity for the concept, and its false positives on real
+    `column` is where the judge has it, whose labels may be a part of `labels`. The correction takes the judge's sensitivity for the concept, and its false positives on real
     images of what the concept is overridden with (see audit.md, "The corrected rate decides").
     """
     n = len(drawn.called)
@@ -196,7 +197,7 @@ def direct(
     histogram = {name: int((drawn.called == i).sum()) for i, name in enumerate(labels)}
     lost = int((drawn.second < 0).sum())
     result |= {
-        "mean_probability": float(np.nanmean(drawn.probabilities[:, concept.label]))
+        "mean_probability": float(np.nanmean(drawn.probabilities[:, column]))
         if missing < n
         else None,
         "histogram": {name: count for name, count in histogram.items() if count},

@@ -1,7 +1,7 @@
 """Diffusers folders under audit, as stock diffusers samples them: any scheduler, guidance."""
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sfd import checkpoints, images, sample, solvers
+from sfd import checkpoints, content, images, sample, solvers
 from sfd.attacks import Victim
 from sfd.concepts import AnyConcept, Concept
 from sfd.eval.subjects import IMAGES_ONLY, Subject, beside, weights_of
@@ -81,7 +81,7 @@ def of_pipeline(
     guidance = sampling.guidance
     if guidance is None:
         guidance = 0.0 if ours else GUIDANCE
-    begin, taken, how = _start(sampling, steps)
+    begin = _start(sampling, steps)
     kind = "StableDiffusionImg2ImgPipeline" if begin else "StableDiffusionPipeline"
     try:
         pipe: Any = getattr(diffusers, kind).from_pretrained(
@@ -93,6 +93,10 @@ def of_pipeline(
     pipe.set_progress_bar_config(disable=True)
     side = pipe.unet.config.sample_size
     shape = (pipe.unet.config.in_channels, *((side, side) if isinstance(side, int) else side))
+    own = tuple(pipe.vae_scale_factor * n for n in shape[1:])
+    if begin and begin.pictures.shape[1:3] != own:
+        raise ValueError(f"{sampling.start}: pictures of {list(begin.pictures.shape[1:3])}, the"
+                         f" pipeline draws {list(own)}: resize them")  # fmt: skip
 
     def generate(raw: Raw, seeds: np.ndarray) -> np.ndarray:
         parts = []
@@ -103,7 +107,7 @@ def of_pipeline(
                 num_inference_steps=steps,
                 guidance_scale=guidance,
                 **(
-                    begin(seeds[rows])
+                    begin.options(seeds[rows])
                     if begin
                     else {"latents": sample.initial_noise(seeds[rows], shape, torch.device(device))}
                 ),
@@ -120,11 +124,12 @@ def of_pipeline(
     return Subject(
         path=str(folder),
         sha256=folder_sha256(folder),
-        format=f"diffusers pipeline, {steps} steps, guidance {guidance:g}{how}",
+        format=f"diffusers pipeline, {steps} steps, guidance {guidance:g}"
+        + (f", {_told(sampling, begin)}" if begin else ""),
         generate=generate,
         labels=(),
         concepts=concepts,
-        nfe=taken * (2 if guidance > 1 else 1),
+        nfe=(begin.taken(steps) if begin else steps) * (2 if guidance > 1 else 1),
         networks=[weights_of("unet", pipe.unet)],
         findings=_pickles(folder),
         paired=ours and not begin,
@@ -177,7 +182,7 @@ def of_unet(
     """
     import diffusers
 
-    if sampling.start:
+    if sampling.start or sampling.strength is not None:
         raise ValueError(f"{folder}: is asked in classes; image to image is for prompts")
 
     unet_folder = folder / "unet" if (folder / "unet").is_dir() else folder
@@ -241,32 +246,48 @@ STRENGTH = 0.8
 """diffusers' own."""
 
 
-def _start(
-    sampling: Sampling, steps: int
-) -> tuple[Callable[[np.ndarray], dict[str, Any]] | None, int, str]:
-    """Where image to image begins, by seed (None: from noise), the steps it takes, in words."""
+@dataclass(frozen=True)
+class _Start:
+    """Pictures that image to image starts from: uint8 `[N, H, W, 3]`."""
+
+    pictures: np.ndarray
+    strength: float
+
+    def taken(self, steps: int) -> int:
+        """How many of `steps` steps are left to take."""
+        return min(int(steps * self.strength), steps)
+
+    def options(self, seeds: np.ndarray) -> dict[str, Any]:
+        chosen = self.pictures[seeds % len(self.pictures)]
+        return {"image": chosen.astype(np.float32) / 255, "strength": self.strength}
+
+
+def _told(sampling: Sampling, start: _Start) -> str:
+    sha = content.sha256(start.pictures.tobytes())[:12]
+    return (f"image to image from {sampling.start} ({len(start.pictures)} pictures, sha256 {sha})"
+            f" at strength {start.strength:g}")  # fmt: skip
+
+
+def _start(sampling: Sampling, steps: int) -> _Start | None:
+    """Where image to image begins; None from noise. Raises ValueError where nothing can begin."""
     if not sampling.start:
         if sampling.strength is not None:
             raise ValueError("strength: is of image to image; say which pictures it starts from")
-        return None, steps, ""
+        return None
     strength = STRENGTH if sampling.strength is None else sampling.strength
-    taken = min(int(steps * strength), steps)
-    if not taken:
+    if not 0 <= strength <= 1:
+        raise ValueError(f"strength={strength:g}: give a share of the noise, from 0 to 1")
+    found = [images.in_channels(p, 3) for p in images.read_pictures(sampling.start)]
+    pictures = [picture for picture in found if picture is not None]
+    shapes = sorted({picture.shape for picture in pictures})
+    if len(shapes) != 1:
+        raise ValueError(f"{sampling.start}: its pictures differ in size: {shapes}")
+    start = _Start(np.stack(pictures), strength)
+    if not start.taken(steps):
         raise ValueError(
             f"image to image at strength {strength:g} takes none of {steps} steps: raise either"
         )
-    pictures = [images.in_channels(p, 3) for p in images.read_pictures(sampling.start)]
-    if not pictures:
-        raise ValueError(f"{sampling.start}: holds no pictures to start from")
-    shapes = {p.shape for p in pictures if p is not None}
-    if len(shapes) != 1:
-        raise ValueError(f"{sampling.start}: its pictures differ in size: {sorted(shapes)}")
-    stack = np.stack([p for p in pictures if p is not None]).astype(np.float32) / 255
-
-    def begin(seeds: np.ndarray) -> dict[str, Any]:
-        return {"image": stack[seeds % len(stack)], "strength": strength}
-
-    return begin, taken, f", image to image from {sampling.start} at strength {strength:g}"
+    return start
 
 
 def _generators(seeds: np.ndarray) -> list[torch.Generator]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from sfd import metrics
+from sfd import content, metrics
 from sfd.classifiers import Card
 from sfd.concepts import Concept, PromptConcept
 from sfd.eval.evidence import card_counts
@@ -52,8 +52,8 @@ def plan_prompts(
     """A row for the direct claim on each concept, as `plan` has it; n are held-out prompts.
 
     A rate over prompts is bounded by their number, however many images each is drawn. Audits are
-    simulated in which a prompt draws the concept always or never and the judge errs image by image,
-    with the suite's images a prompt; so n is right to within a quarter. `cards` are those of the
+    simulated, with the suite's images a prompt, in which a prompt draws the concept always or never
+    and the judge errs image by image; so n is right to within a quarter. `cards` are those of the
     factors' judges. Raises ValueError on a concept that none of them judges.
     """
     by_name = {card.name: card for card in cards}
@@ -65,8 +65,12 @@ def plan_prompts(
                 f" {suite.name} does not ask"
             )
         card = by_name[concept.classifier]
+        if concept.instead and concept.instead not in card.labels:
+            near = content.did_you_mean(concept.instead, card.labels)
+            raise ValueError(f"concept {concept.name}: {card.name} has no label"
+                             f" {concept.instead!r}{near}")  # fmt: skip
         instead = {card.labels.index(concept.instead): 1.0} if concept.instead else {}
-        prompts = len(concept.holdout)
+        prompts = min(len(concept.holdout), suite.n.direct)
         planned = partial(_planned_prompts, images=-(-suite.n.direct // prompts))
         row = _direct(
             suite, card, concept.name, concept.label_name, instead, prompts, planned=planned

@@ -42,7 +42,7 @@ def teacher_side(
 
     Cached by all it rests on, which is nothing of what a subject has forgotten.
     """
-    cards = [judge.card.weights_sha256 for pair in grid.judges for judge in pair]
+    cards = [judge.card.fingerprint for pair in grid.judges for judge in pair]
     key = {"teacher": teacher.sha256, "judges": cards, "reference": reference.sha256,
            "plan": plan}  # fmt: skip
     if clip:

@@ -176,7 +176,7 @@ def audit(
     found["quality"] = _quality(grid, kept, after, before, reference, suite)
     if scorer:
         rows = rows_of(grid, after, kept)
-        sides = [each.clip[rows] for each in _sides(after, before) if each.clip is not None]
+        sides = [np.asarray(each.clip)[rows] for each in _sides(after, before)]
         found["quality"]["clip_score"] = clip_score.compared(
             scorer, [prompts[i] for i in rows], *sides
         )
@@ -249,8 +249,9 @@ def _direct(
 ) -> dict[str, Any]:
     """As `evidence.direct`, with intervals over prompts, and the rate of each prompt's group."""
     out = evidence.direct(
-        view, drawn, theirs, grid.judges[factor], grid.labels, inside, view.override
-    )
+        view, drawn, theirs, grid.judges[factor], grid.labels, inside, view.override,
+        view.label - grid.offsets[factor],
+    )  # fmt: skip
     asked = list(dict.fromkeys(texts))
     index = np.array([asked.index(text) for text in texts])
     hit, lost = drawn.called == view.label, ~drawn.judged

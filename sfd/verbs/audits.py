@@ -57,12 +57,13 @@ def audit_function(
     names: Sequence[str] = (),
     original: str | None = None,
     review: int = 0,
+    clip: Path | None = None,
 ) -> dict[str, Any]:
     """Audit a function of conditions and seeds by a suite: see `subjects.open_function`."""
     opened = open_function(
         function, suite, labels=labels, names=names, original=original, device=device
     )
-    return _audited(opened, folder, device, progress, review)
+    return _audited(opened, folder, device, progress, review, clip=clip)
 
 
 def _audited(

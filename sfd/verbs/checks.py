@@ -41,6 +41,7 @@ def validate(
         path
         for name in content.names("classifiers")
         for path in sorted(classifiers.folder_of(name).glob("*.yaml"))
+        if path.name in ("card.yaml", "train.yaml")
     ]
     wrong, notes = [], []
     for path in files:
@@ -75,7 +76,7 @@ def _validate(path: Path) -> tuple[str, ...]:
     data = content.read_yaml(path)
     if path.name == "card.yaml":
         classifiers.read_card(str(path.parent))
-    elif "arch" in data:
+    elif path.name == "train.yaml" or "arch" in data:
         configs.load_judge(str(path))
     elif "forget" in data:
         concepts.read(str(path))
@@ -139,8 +140,8 @@ def check_job(job: Job) -> None:
             net.requires_grad_(name in phase.learns)
         draw = train.draw_for(0, phase.name, numbers, job.teacher.shape, device)
         before = dict(memo)
-        losses, _ = train.call(phase, job.teacher, job.rule, nets, batch, draw, memo)
-        again, _ = train.call(phase, job.teacher, job.rule, nets, batch, draw, before)
+        losses, _ = train.call(phase, job.teacher, job.rule, nets, batch, draw, memo, {})
+        again, _ = train.call(phase, job.teacher, job.rule, nets, batch, draw, before, {})
         if losses.shape != (4,) or losses.dtype != torch.float32:
             raise ValueError(
                 f"{where}: its loss is {losses.dtype} {list(losses.shape)}, the contract wants"

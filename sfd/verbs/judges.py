@@ -29,28 +29,31 @@ def train_judge(
     Leaves every key it went by in `train.yaml`.
     Raises ValueError in one line.
     """
-    asked = configs.load_judge(recipe, overrides)
+    asked, kept = configs.load_judge(recipe, overrides), out / "train.yaml"
     pictures, labels, names = images.read_labelled(data)
     if asked.labels and len(asked.labels) != len(names):
         raise ValueError(f"{data}: has {len(names)} classes, the recipe names {len(asked.labels)}")
     held = images.read_labelled(heldout) if heldout else None
     if held and held[2] != names:
         raise ValueError(f"{heldout}: its classes {held[2]} are not those of {data}: {names}")
-    kept = out / "train.yaml"  # written first: a folder that cannot be is found before the training
-    if recipe is None or Path(recipe).expanduser().resolve() != kept.resolve():
-        content.write_atomic(kept, yaml.safe_dump(configs.plain(asked), sort_keys=False))
+    with content.atomic(out / ".writable"):  # found before the training, not after
+        pass
+    (out / ".writable").unlink()
     state, card = calibrate.train_classifier(
         pictures[: asked.rows],
         labels[: asked.rows],
         asked.labels or names,
         name=asked.name or out.name,
-        data=asked.data or data,
+        data=f"{asked.data} ({data})" if asked.data else data,
         heldout=held[:2] if held else None,
-        heldout_data=asked.heldout_data or heldout or "",
+        heldout_data=f"{asked.heldout_data} ({heldout})" if asked.heldout_data else heldout or "",
         folds=asked.folds or (0 if held else 5),
         command=command,
         device=str(device),
         progress=progress,
         **asked.training(),
     )
-    return classifiers.save(out, card, state)
+    card = classifiers.save(out, card, state)
+    if overrides or recipe is None or Path(recipe).expanduser().resolve() != kept.resolve():
+        content.write_atomic(kept, yaml.safe_dump(configs.plain(asked), sort_keys=False))
+    return card

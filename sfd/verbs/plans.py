@@ -10,7 +10,7 @@ def plan_run(recipe: configs.Recipe, *, cuda: bool = False) -> dict[str, int]:
     numbers = recipe.train
     return plan.memory(
         shape,
-        jobs.phases_of(recipe, shape.sigma_init),
+        jobs.phases_of(recipe, shape.sigma_init, shape.sigma_range),
         batch=numbers.batch,
         accumulate=numbers.accumulate,
         precision=numbers.precision,
@@ -35,8 +35,7 @@ def plan_audit(name: str) -> list[planning.Row]:
     if "claims" in content.read_yaml(path):
         suite = suites.load(str(path))
         known = {n: concepts.read(n) for n in content.names("concepts")}
-        judges = _judges(suite)
-        names = [n for n, file in known.items() if file.classifier in judges]
+        names = [n for n, file in known.items() if file.classifier in _judges(suite)]
     else:
         recipe = configs.load(str(path))
         if recipe.audit is None:
