@@ -554,10 +554,11 @@ def test_image_to_image_starts_from_the_pictures(tmp_path):
     Image.fromarray(np.zeros((3, 5, 3), np.uint8)).save(pictures / "odd.png")
     with pytest.raises(ValueError, match="differ in size"):
         pipelines.of_pipeline(folder, [], device="cpu", sampling=Sampling(4, start=pictures))
-    Image.new("RGB", (9, 9)).save(pictures / "0.png")
-    Image.new("RGB", (9, 9)).save(pictures / "1.png")
+    (tmp_path / "small").mkdir()
+    Image.new("RGB", (9, 9)).save(tmp_path / "small" / "0.png")
     with pytest.raises(ValueError, match=r"pictures of \[9, 9\], the pipeline draws \[16, 16\]"):
-        drawn(0.5)
+        start = Sampling(4, start=tmp_path / "small")
+        pipelines.of_pipeline(folder, [], device="cpu", sampling=start)
 
 
 @pytest.fixture(scope="module")

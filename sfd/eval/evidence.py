@@ -186,8 +186,9 @@ def direct(
 ) -> dict[str, Any]:
     """How often the concept is there when it is asked for, raw and corrected.
 
-    `column` is where the judge has it, whose labels may be a part of `labels`. The correction takes the judge's sensitivity for the concept, and its false positives on real
-    images of what the concept is overridden with (see audit.md, "The corrected rate decides").
+    `column` is where the judge has it, whose labels may be a part of `labels`. The correction takes
+    the judge's sensitivity for the concept, and its false positives on real images of what the
+    concept is overridden with (see audit.md, "The corrected rate decides").
     """
     n = len(drawn.called)
     missing = int((~drawn.judged).sum())
