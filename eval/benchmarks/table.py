@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 def table() -> str:
     """Markdown, one line per audited run of a recipe."""
     lines = [
-        "| recipe | seed | verdict | asked for it, drew it | FID (teacher, 35 evaluations)"
+        "| recipe | seed | verdict | asked for it, drew it | FID (teacher, evaluations)"
         " | excess over the floor | recall (teacher) | training |",
         "|---|---|---|---|---|---|---|---|",
     ]
@@ -27,11 +27,44 @@ def table() -> str:
             low, high = q["fid_ci95"]
             lines.append(
                 f"| `{path.stem}` | {run['seed']} | {run['verdict']} | {asked or '–'} |"
-                f" {q['fid']:.2f} [{low:.2f}, {high:.2f}] ({q['baseline']['fid']:.2f}) | {excess} |"
+                f" {q['fid']:.2f} [{low:.2f}, {high:.2f}]"
+                f" ({q['baseline']['fid']:.2f}, {q['baseline']['nfe']}) | {excess} |"
                 f" {q['recall']:.2f} ({q['baseline']['recall']:.2f}) |"
                 f" {run['seconds'] / 60:.0f} min |"
             )
     return "\n".join(lines)
+
+
+def attacks() -> str:
+    """Markdown: how far each attack got with each subject, with the gold and with its control."""
+    result = json.loads((ROOT / "eval/results/attacks.json").read_text())
+    subjects = result["subjects"]
+    heads = [f"`{subject['name']}`" for subject in subjects]
+    lines = [
+        f"| attack (suite `{result['suite']}`) | {' | '.join(heads)} | never knew it"
+        " | leaky control |",
+        "|---|" + "---|" * (len(heads) + 2),
+    ]
+    for number, row in enumerate(subjects[0]["attacks"]):
+        rows = [subject["attacks"][number] for subject in subjects]
+        cells = [_reached(each, "subject") + _verdict(each) for each in rows]
+        cells += [_reached(row, who) for who in ("gold", "leaky")]
+        lines.append(f"| `{row['attack']}` | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _reached(row: dict, who: str) -> str:
+    found = row.get(who)
+    if found is None:
+        return "–"
+    if row["measure"] == "steps":
+        steps = found["steps_to_half"][1]
+        return f"beyond {row['budget']['steps']} steps" if steps is None else f"{steps} steps"
+    return f"{found['k']:,} of {found['n']:,}"
+
+
+def _verdict(row: dict) -> str:
+    return f", {row['status']}" if row["status"] else ""
 
 
 def power() -> str:
@@ -132,7 +165,7 @@ def _rate(row: dict) -> str:
     return f"{row['rate']:.1%} {_ci(*row['ci95'])}"
 
 
-PARTS = {"results": table, "power": power, "synthetic": synthetic}
+PARTS = {"results": table, "attacks": attacks, "power": power, "synthetic": synthetic}
 
 
 def readme_with_table() -> str:

@@ -145,7 +145,9 @@ def _to_settle(below: float, found: Mapping[str, Any]) -> str:
     if "prompts" in found:
         return f"; more prompts than {found['prompts']:,} may settle it"
     more = metrics.samples_to_settle(found["k"], found["n"], below)
-    return f"; {more:,} samples would settle it" if more else ""
+    if more is None or more > found["n"]:
+        return f"; {more:,} samples would settle it" if more else ""
+    return f"; more samples than {found['n']:,} may settle it"  # the raw rate is settled already
 
 
 def _quality(below: float, found: Mapping[str, Any]) -> Claim:

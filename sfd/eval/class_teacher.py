@@ -4,6 +4,7 @@ import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -95,32 +96,21 @@ def teacher_side(
 
 
 def _write(path: Path, side: TeacherSide) -> None:
-    labels = list(side.drawn)
+    rows = [evidence.packed(drawn) for drawn in side.drawn.values()]
+    arrays: dict[str, Any] = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    arrays["sheets"] = np.stack(list(side.sheets.values()))
+    arrays["meta"] = np.array(json.dumps({"guidance": side.guidance, "tried": side.tried}))
     buffer = io.BytesIO()
-    np.savez_compressed(
-        buffer,
-        meta=np.array(json.dumps({"guidance": side.guidance, "tried": side.tried})),
-        probabilities=np.stack([side.drawn[i].probabilities for i in labels]).astype(np.float16),
-        called=np.stack([side.drawn[i].called for i in labels]).astype(np.int16),
-        second=np.stack([side.drawn[i].second for i in labels]).astype(np.int16),
-        features=np.stack([side.drawn[i].features for i in labels]).astype(np.float16),
-        sheets=np.stack([side.sheets[i] for i in labels]),
-    )
+    np.savez_compressed(buffer, **arrays)
     content.write_atomic(path, buffer.getvalue())
 
 
 def _read(path: Path) -> TeacherSide:
     with np.load(path, allow_pickle=False) as file:
         arrays = {k: file[k] for k in file.files}
-    meta = json.loads(str(arrays["meta"]))
+    meta, sheets = json.loads(str(arrays.pop("meta"))), arrays.pop("sheets")
     drawn = {
-        i: Drawn(
-            arrays["probabilities"][i].astype(np.float32),
-            arrays["called"][i].astype(int),
-            arrays["second"][i].astype(int),
-            arrays["features"][i].astype(np.float32),
-        )
-        for i in range(len(arrays["called"]))
+        i: evidence.unpacked({name: stack[i] for name, stack in arrays.items()})
+        for i in range(len(sheets))
     }
-    sheets = dict(enumerate(arrays["sheets"]))
-    return TeacherSide(drawn, sheets, meta["guidance"], meta["tried"])
+    return TeacherSide(drawn, dict(enumerate(sheets)), meta["guidance"], meta["tried"])

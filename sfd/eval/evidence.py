@@ -56,6 +56,23 @@ class Drawn:
         return np.asarray(np.isfinite(self.probabilities).all(axis=1))
 
 
+def packed(drawn: Drawn) -> dict[str, np.ndarray]:
+    """What is cached of images that were all made: half precision and short labels."""
+    kinds = {"probabilities": np.float16, "called": np.int16, "second": np.int16,
+             "features": np.float16}  # fmt: skip
+    return {name: getattr(drawn, name).astype(kind) for name, kind in kinds.items()}
+
+
+def unpacked(arrays: Mapping[str, np.ndarray]) -> Drawn:
+    """`packed`, undone up to rounding."""
+    return Drawn(
+        arrays["probabilities"].astype(np.float32),
+        arrays["called"].astype(int),
+        arrays["second"].astype(int),
+        arrays["features"].astype(np.float32),
+    )
+
+
 def judge(classifier: Classifier, images: np.ndarray) -> tuple[np.ndarray, set[str]]:
     """Probabilities `[N, L]`, NaN rows for images on which the judge raised, and what it raised."""
     try:

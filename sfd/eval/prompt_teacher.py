@@ -11,7 +11,6 @@ import numpy as np
 from sfd import content, features, sample
 from sfd.eval import common, evidence, guidance
 from sfd.eval.clip_score import Scorer
-from sfd.eval.evidence import Drawn
 from sfd.eval.grid import Answers, Grid, Shown, ask, asked_of_cells
 from sfd.eval.suites import PromptSuite, Reference
 from sfd.teachers import Teacher
@@ -88,11 +87,11 @@ def teacher_side(
 
 
 def _write_side(path: Path, side: TeacherSide) -> None:
-    arrays: dict[str, Any] = {"features": side.answers.by_factor[0].features.astype(np.float16)}
+    arrays: dict[str, Any] = {}
     for i, drawn in enumerate(side.answers.by_factor):
-        arrays[f"probabilities{i}"] = drawn.probabilities.astype(np.float16)
-        arrays[f"called{i}"] = drawn.called.astype(np.int16)
-        arrays[f"second{i}"] = drawn.second.astype(np.int16)
+        packed = evidence.packed(drawn)
+        arrays["features"] = packed.pop("features")  # of every factor the same
+        arrays |= {f"{name}{i}": values for name, values in packed.items()}
     if side.answers.clip is not None:
         arrays["clip"] = side.answers.clip
     arrays |= {f"sheet{label}": sheet for label, sheet in side.sheets.items()}
@@ -106,13 +105,10 @@ def _read_side(path: Path) -> TeacherSide:
     with np.load(path, allow_pickle=False) as file:
         arrays = {k: file[k] for k in file.files}
     meta = json.loads(str(arrays["meta"]))
-    features_ = arrays["features"].astype(np.float32)
     drawn = tuple(
-        Drawn(
-            arrays[f"probabilities{i}"].astype(np.float32),
-            arrays[f"called{i}"].astype(int),
-            arrays[f"second{i}"].astype(int),
-            features_,
+        evidence.unpacked(
+            {name: arrays[f"{name}{i}"] for name in ("probabilities", "called", "second")}
+            | {"features": arrays["features"]}
         )
         for i in range(meta["factors"])
     )
