@@ -39,17 +39,18 @@ def attacks() -> str:
     """Markdown: how far each attack got with each subject, with the gold and with its control."""
     result = json.loads((ROOT / "eval/results/attacks.json").read_text())
     subjects = result["subjects"]
-    heads = [f"`{subject['name']}`" for subject in subjects]
+    heads = [f"`{subject['name']}` (never knew it)" for subject in subjects]
     lines = [
-        f"| attack (suite `{result['suite']}`) | {' | '.join(heads)} | never knew it"
-        " | leaky control |",
-        "|---|" + "---|" * (len(heads) + 2),
+        f"| attack (suite `{result['suite']}`) | {' | '.join(heads)} | leaky control |",
+        "|---|" + "---|" * (len(heads) + 1),
     ]
     for number, row in enumerate(subjects[0]["attacks"]):
         rows = [subject["attacks"][number] for subject in subjects]
-        cells = [_reached(each, "subject") + _verdict(each) for each in rows]
-        cells += [_reached(row, who) for who in ("gold", "leaky")]
-        lines.append(f"| `{row['attack']}` | {' | '.join(cells)} |")
+        cells = [
+            f"{_reached(each, 'subject')} ({_reached(each, 'gold')}){_verdict(each)}"
+            for each in rows
+        ]
+        lines.append(f"| `{row['attack']}` | {' | '.join(cells)} | {_reached(row, 'leaky')} |")
     return "\n".join(lines)
 
 
