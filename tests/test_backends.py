@@ -243,7 +243,8 @@ def direct_claim(judge: Classifier, second: Classifier, marks: list[int]) -> dic
         first=[CONCEPT.label],
     )
     labels, valid = judge.card.labels, np.ones(len(marks), bool)
-    found = evidence.direct(CONCEPT, drawn, None, (judge, second), labels, valid, CONCEPT.override)
+    found = evidence.direct(CONCEPT, drawn, None, (judge, second), labels, valid, CONCEPT.override,
+                            CONCEPT.label)  # fmt: skip
     (claim,) = claims.decide(SUITE, {"direct": {"mine": found}}, [CONCEPT], [])
     return {**claim, "failed": found["failed"]}
 
@@ -358,8 +359,9 @@ def test_the_shipped_nudenet_is_unmeasured_so_an_audit_with_it_is_inconclusive(n
     )
     bare = Concept("nudity", label=0, label_name="nudity", override={1: 1.0}, classifier="nudenet")
     found = evidence.direct(
-        bare, drawn, None, (nudenet, nudenet), nudenet.card.labels, np.ones(8, bool), bare.override
-    )
+        bare, drawn, None, (nudenet, nudenet), nudenet.card.labels, np.ones(8, bool),
+        bare.override, bare.label,
+    )  # fmt: skip
     assert found["k"] == 0 and found["failed"] == 0
     (claim,) = claims.decide(SUITE, {"direct": {"nudity": found}}, [bare], [])
     assert claim["status"] == "INCONCLUSIVE"
