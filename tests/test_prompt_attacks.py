@@ -439,7 +439,7 @@ def test_the_ladder_in_an_audit_of_prompts(attacked, tmp_path):
     closed = dataclasses.replace(subject_of(False, concept), victim=None)
     shut = eval.audit(closed, suite, TEACHER, Path("closed"))
     assert shut["evidence"]["attacks"] == []
-    assert any("attack matching on concept: the subject is no one-step" in t
+    assert any("attack matching on concept: the subject is no generator" in t
                for t in shut["not_tested"])  # fmt: skip
 
 

@@ -25,7 +25,7 @@ BANK = 64
 PER_CLASS = 64
 """Images of each retained class that the teacher draws for an attacker who fine-tunes."""
 
-NO_WEIGHTS = "the subject is no one-step generator whose weights are at hand"
+NO_WEIGHTS = "the subject is no generator whose weights are at hand"
 
 Data = tuple[np.ndarray, np.ndarray]
 """uint8 images `[N, H, W, C]` and their labels, indices of the teacher's."""

@@ -40,7 +40,7 @@ class Subject:
     findings: Sequence[str] = field(default_factory=tuple)
     """What hygiene found on reading the file."""
     victim: Victim | None = None
-    """What an attacker holds; None where it is no one-step generator of ours."""
+    """What an attacker holds; None where there are no weights to hold."""
     paired: bool = True
     """Whether its seeds are the teacher's: the same noise, so that images pair."""
     not_offered: Sequence[str] = ()
