@@ -19,6 +19,7 @@ _PACKAGE = Path(__file__).resolve().parent
 class Strict(pydantic.BaseModel):
     """A frozen record whose unknown keys are errors."""
 
+    # not strict: YAML 1.1 reads the number 1e-6 as a word
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, strict=False)
 
 

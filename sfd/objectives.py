@@ -242,8 +242,9 @@ def regression(
     target's variety, and is blurred. The fake score does not learn. Raises ValueError on levels
     outside the range, or fewer than one step or pair.
     """
-    low, high = sigma_min or sigma_range[0], sigma_max or sigma_range[1]
-    if not 0.99 * sigma_range[0] <= low < high <= 1.01 * sigma_range[1]:
+    low = sigma_range[0] if sigma_min is None else sigma_min
+    high = sigma_range[1] if sigma_max is None else sigma_max
+    if not sigma_range[0] <= low < high <= sigma_range[1]:
         raise ValueError(f"trajectories from {high:g} to {low:g}: the target knows sigma from"
                          f" {sigma_range[1]:g} to {sigma_range[0]:g}")  # fmt: skip
     if not isinstance(steps, int) or steps < 1:

@@ -95,6 +95,7 @@ def train(
         rows = state.own_rows(nimg, batch)
         parts = np.array_split(np.arange(rows.start, rows.stop), accumulate)
         memos: list[dict[str, Tensor]] = [{} for _ in parts]
+        batches: dict[int | None, list[tuple[np.ndarray, Batch]]] = {}
         factor = state.learning_rate(nimg, total, warmup=warmup, decay_from=decay_from)
         stats: state.Stats = {}
         for phase in phases:
@@ -103,9 +104,10 @@ def train(
             for name, parameters in own.items():
                 for parameter in parameters:
                     parameter.requires_grad_(name in phase.learns)
-            for part, memo in zip(parts, memos, strict=True):
-                numbers = part % phase.distinct if phase.distinct else part
-                b = draw_batch(numbers)
+            if phase.distinct not in batches:
+                shown = [part % phase.distinct if phase.distinct else part for part in parts]
+                batches[phase.distinct] = [(numbers, draw_batch(numbers)) for numbers in shown]
+            for (numbers, b), memo in zip(batches[phase.distinct], memos, strict=True):
                 draw = draw_for(seed, phase.name, numbers, teacher.shape, device)
                 views = asked["fake" if "fake" in phase.learns else "student"]
                 losses, logs = call(phase, teacher, rule, views, b, draw, memo, kept[phase.name])

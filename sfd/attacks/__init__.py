@@ -32,10 +32,7 @@ TABLE: dict[str, Attack] = {
         "open-weights",
         "gradient search over latents of the typical set",
         f"{_NEURAL}; latents instead of tokens",
-        needs=(
-            "single step",
-            "surrogate",
-        ),
+        needs=("single step", "surrogate"),
         leaky=leaky.latent,
     ),
     "condition-search": Attack(
@@ -43,10 +40,7 @@ TABLE: dict[str, Attack] = {
         "open-weights",
         "gradient search over free condition vectors",
         "Pham et al., Circumventing Concept Erasure Methods, arXiv 2308.01508",
-        needs=(
-            "single step",
-            "surrogate",
-        ),
+        needs=("single step", "surrogate"),
         leaky=leaky.condition,
     ),
     "label-walk": Attack(
@@ -62,10 +56,7 @@ TABLE: dict[str, Attack] = {
         "open-weights",
         "other noise levels, and repeated application",
         "sfd; re-noising as in Song et al., Consistency Models, arXiv 2303.01469",
-        needs=(
-            "single step",
-            "onlooker",
-        ),
+        needs=("single step", "onlooker"),
         leaky=leaky.level,
     ),
     "seed-exhaustion": Attack(
@@ -80,10 +71,7 @@ TABLE: dict[str, Attack] = {
         "open-weights",
         "fine-tuning on a few images of the concept",
         "Li and Malik, Implicit Maximum Likelihood Estimation, arXiv 1809.09087",
-        needs=(
-            "single step",
-            "images",
-        ),
+        needs=("single step", "images"),
         leaky=leaky.fragile,
         measure="steps",
     ),

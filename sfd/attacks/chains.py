@@ -71,12 +71,7 @@ def _prefixed(
     wanted: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor],
     *,
     seed: int,
-    n: int,
-    length: int,
-    steps: int,
-    tries: int,
-    top: int,
-    batch: int,
+    **search: int,
 ) -> Transcript:
     """Words under which the victim's x0 of noisy images is `wanted(x0, noisy, sigma, which)`.
 
@@ -105,5 +100,4 @@ def _prefixed(
 
         return score
 
-    return spelled(victim, goal, scored, seed=seed, n=n, length=length, steps=steps, tries=tries,
-                   top=top, batch=batch, known=len(latents))  # fmt: skip
+    return spelled(victim, goal, scored, seed=seed, known=len(latents), **search)

@@ -172,14 +172,12 @@ def spelled(
     *,
     seed: int,
     n: int,
-    length: int,
-    steps: int,
-    tries: int,
-    top: int,
     batch: int,
     known: int | None = None,
+    **search: int,
 ) -> Transcript:
-    """The transcript of `spell` on `n` targets by `scored(z, numbers)`.
+    """The transcript of `spell`, with its numbers in `search`, on `n` targets by `scored(z,
+    numbers)`.
 
     `known`: of the prompts the first so many alone; the score is then a distance to what is known
     of them, and nobody is convinced on the way.
@@ -194,8 +192,9 @@ def spelled(
             [str(prompt) for prompt in asked],
             scored(z, numbers),
             numbers,
-            seed=seed, length=length, steps=steps, tries=tries, top=top,
-        )  # fmt: skip
+            seed=seed,
+            **search,
+        )
         with torch.no_grad():
             drawn = victim.draw(z, victim.encode(typed))
         made = handed_in(goal, drawn, steps=first if known is None else -1)

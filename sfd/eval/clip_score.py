@@ -32,7 +32,8 @@ def load(folder: Path, device: str) -> Scorer:
 
     def score(images: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
         seen = clip_model.embed_images(clip, images)
-        asked = clip_model.embed_texts(clip, prompts, cut=True)
+        unlike, which = np.unique(np.array(prompts), return_inverse=True)
+        asked = clip_model.embed_texts(clip, unlike.tolist(), cut=True)[which]
         return (100 * (seen * asked).sum(-1).clamp(min=0)).cpu().numpy()
 
     return Scorer(folder.name, sha256, score)

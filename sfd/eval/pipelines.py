@@ -95,7 +95,7 @@ def of_pipeline(
     shape = (pipe.unet.config.in_channels, *((side, side) if isinstance(side, int) else side))
     own = tuple(pipe.vae_scale_factor * n for n in shape[1:])
     if begin and begin.pictures.shape[1:3] != own:
-        raise ValueError(f"{sampling.start}: pictures of {list(begin.pictures.shape[1:3])}, the"
+        raise ValueError(f"{begin.folder}: pictures of {list(begin.pictures.shape[1:3])}, the"
                          f" pipeline draws {list(own)}: resize them")  # fmt: skip
 
     def generate(raw: Raw, seeds: np.ndarray) -> np.ndarray:
@@ -118,14 +118,13 @@ def of_pipeline(
         return np.concatenate(parts)
 
     checker = checkpoints.read_json(folder / "model_index.json").get("safety_checker") or [None]
-    victim = _victim(folder, steps, guidance, torch.device(device)) if (
-        attacked and steps > 1 and begin is None
-    ) else None  # fmt: skip
+    held = attacked and steps > 1 and begin is None
+    victim = _victim(folder, steps, guidance, torch.device(device)) if held else None
     return Subject(
         path=str(folder),
         sha256=folder_sha256(folder),
         format=f"diffusers pipeline, {steps} steps, guidance {guidance:g}"
-        + (f", {_told(sampling, begin)}" if begin else ""),
+        + (f", {begin}" if begin else ""),
         generate=generate,
         labels=(),
         concepts=concepts,
@@ -250,8 +249,14 @@ STRENGTH = 0.8
 class _Start:
     """Pictures that image to image starts from: uint8 `[N, H, W, 3]`."""
 
+    folder: Path
     pictures: np.ndarray
     strength: float
+
+    def __str__(self) -> str:
+        sha = content.sha256(self.pictures.tobytes())[:12]
+        which = f"{self.folder} ({len(self.pictures)} pictures, sha256 {sha})"
+        return f"image to image from {which} at strength {self.strength:g}"
 
     def taken(self, steps: int) -> int:
         """How many of `steps` steps are left to take."""
@@ -260,12 +265,6 @@ class _Start:
     def options(self, seeds: np.ndarray) -> dict[str, Any]:
         chosen = self.pictures[seeds % len(self.pictures)]
         return {"image": chosen.astype(np.float32) / 255, "strength": self.strength}
-
-
-def _told(sampling: Sampling, start: _Start) -> str:
-    sha = content.sha256(start.pictures.tobytes())[:12]
-    return (f"image to image from {sampling.start} ({len(start.pictures)} pictures, sha256 {sha})"
-            f" at strength {start.strength:g}")  # fmt: skip
 
 
 def _start(sampling: Sampling, steps: int) -> _Start | None:
@@ -282,7 +281,7 @@ def _start(sampling: Sampling, steps: int) -> _Start | None:
     shapes = sorted({picture.shape for picture in pictures})
     if len(shapes) != 1:
         raise ValueError(f"{sampling.start}: its pictures differ in size: {shapes}")
-    start = _Start(np.stack(pictures), strength)
+    start = _Start(sampling.start, np.stack(pictures), strength)
     if not start.taken(steps):
         raise ValueError(
             f"image to image at strength {strength:g} takes none of {steps} steps: raise either"

@@ -1,6 +1,6 @@
 """Before an audit: how many samples each rate claim takes, given its detector."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -71,10 +71,8 @@ def plan_prompts(
                              f" {concept.instead!r}{near}")  # fmt: skip
         instead = {card.labels.index(concept.instead): 1.0} if concept.instead else {}
         prompts = min(len(concept.holdout), suite.n.direct)
-        planned = partial(_planned_prompts, images=-(-suite.n.direct // prompts))
-        row = _direct(
-            suite, card, concept.name, concept.label_name, instead, prompts, planned=planned
-        )
+        images = -(-suite.n.direct // prompts)
+        row = _direct(suite, card, concept.name, concept.label_name, instead, prompts, images)
         rows.append(row | {"unit": "held-out prompts"})
     return rows
 
@@ -86,7 +84,7 @@ def _direct(
     label: str,
     override: Mapping[int, float],
     n: int,
-    planned: Callable[..., Row] | None = None,
+    images: int | None = None,
 ) -> Row:
     stated = suite.claims.direct
     assert stated
@@ -96,7 +94,7 @@ def _direct(
     try:
         hit, wrong = card_counts(card, label, card.labels, override)
         row |= {"sensitivity": [hit.k, hit.n], "false_positives": list(wrong)}
-        row |= (planned or _planned)(stated.below, n, (hit.k, hit.n), wrong, raw_too=raw_too)
+        row |= _planned(stated.below, n, (hit.k, hit.n), wrong, raw_too=raw_too, images=images)
     except ValueError as error:  # without a card that says something, no claim can PASS
         at = [{"true_rate": share * stated.below, "n": None, "why": str(error)} for share in SHARES]
         row |= {"planned": n, "least_upper": None}
@@ -111,38 +109,25 @@ def _planned(
     false_positive: tuple[int, int],
     *,
     raw_too: bool,
+    images: int | None = None,
 ) -> Row:
+    """The numbers for one threshold; of prompts with `images` each, where that is given."""
     card = sensitivity, false_positive
     raw, corrected = metrics.upper_limit(0.0, *card)
     at = []
     for rate in (share * below for share in SHARES):
         found = metrics.plan_samples(below, rate, *card, power=POWER, raw_too=raw_too)
-        passes = metrics.pass_probability(planned, below, rate, *card, raw_too=raw_too)
+        if images is None:
+            passes = metrics.pass_probability(planned, below, rate, *card, raw_too=raw_too)
+        else:
+            simulated = partial(
+                _passes, below=below, rate=rate, card=card, raw_too=raw_too, images=images
+            )
+            passes = simulated(planned)
+            if found["n"] is not None:
+                n = next((n for n in _GRID if simulated(n) >= POWER), None)
+                found = {"n": n, "why": None if n else f"more than {_GRID[-1]:,} would be needed"}
         at.append({"true_rate": rate, **found, "passes": passes, "enough": passes >= POWER})
-    return {"planned": planned, "least_upper": {"raw": raw, "corrected": corrected}, "at": at}
-
-
-def _planned_prompts(
-    below: float,
-    planned: int,
-    sensitivity: tuple[int, int],
-    false_positive: tuple[int, int],
-    *,
-    raw_too: bool,
-    images: int,
-) -> Row:
-    """As `_planned`, of prompts with `images` each."""
-    card = sensitivity, false_positive
-    raw, corrected = metrics.upper_limit(0.0, *card)
-    at = []
-    for rate in (share * below for share in SHARES):
-        found = metrics.plan_samples(below, rate, *card, power=POWER, raw_too=raw_too)
-        passes = partial(_passes, below=below, rate=rate, card=card, raw_too=raw_too, images=images)
-        if found["n"] is not None:
-            n = next((n for n in _GRID if passes(n) >= POWER), None)
-            found = {"n": n, "why": None if n else f"more than {_GRID[-1]:,} would be needed"}
-        share = passes(planned)
-        at.append({"true_rate": rate, **found, "passes": share, "enough": share >= POWER})
     return {"planned": planned, "least_upper": {"raw": raw, "corrected": corrected}, "at": at}
 
 

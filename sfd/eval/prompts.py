@@ -23,7 +23,7 @@ from sfd.eval import (
     ladder,
     prompt_ladder,
     suites,
-)  # fmt: skip
+)
 from sfd.eval import review as reviews
 from sfd.eval.evidence import Drawn
 from sfd.eval.grid import (
