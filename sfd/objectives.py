@@ -5,7 +5,7 @@ callable `(x, sigma) -> x0` that has its rows' conditions inside.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -167,13 +167,16 @@ def sid(
     fake_loss: Literal["edm", "eps"] = "edm",
     reuse: bool = True,
     fake_updates: int = 1,
+    pairs: Mapping[str, Any] | None = None,
+    sigma_range: tuple[float, float] = (0.002, 80.0),
 ) -> tuple[Phase, ...]:
     """Score identity distillation (arXiv 2404.04057).
 
     `alpha` weighs the squared score difference. `through_networks` false stops the gradient at
     both networks' outputs, which leaves DMD's gradient. `reuse` trains the fake score on the very
     samples of the student's update, which saves one evaluation in eleven. The student learns in
-    one batch of `fake_updates`, the fake score in each (arXiv 2405.14867, section 4.2).
+    one batch of `fake_updates`, the fake score in each (arXiv 2405.14867, section 4.2). `pairs`
+    adds `regression`'s loss, with its options and a `weight`, as a second phase of the student.
     """
     sample_sigma = schedules.sampler(**sigma_student)
 
@@ -188,7 +191,8 @@ def sid(
 
     student = Phase("student", ("student",), loss, "student", every=fake_updates)
     fake = _fake_phase(sigma_init=sigma_init, sigma=sigma_fake, kind=fake_loss, reuse=reuse)
-    return (student, fake)
+    held = _held(pairs, sigma_init=sigma_init, sigma_range=sigma_range, every=fake_updates)
+    return (student, *held, fake)
 
 
 def diff_instruct(
@@ -200,11 +204,13 @@ def diff_instruct(
     fake_loss: Literal["edm", "eps"] = "edm",
     reuse: bool = True,
     fake_updates: int = 1,
+    pairs: Mapping[str, Any] | None = None,
+    sigma_range: tuple[float, float] = (0.002, 80.0),
 ) -> tuple[Phase, ...]:
     """Diff-Instruct (arXiv 2305.18455): the score difference alone moves the sample.
 
-    `normalise` divides a row's gradient by mean|x_g - D_phi| (DMD, arXiv 2311.18828, eq. 8). The
-    student learns in one batch of `fake_updates`.
+    `normalise` divides a row's gradient by mean|x_g - D_phi| (DMD, arXiv 2311.18828, eq. 8), and
+    `pairs` adds DMD's other loss, as in `sid`. The student learns in one batch of `fake_updates`.
     """
     sample_sigma = schedules.sampler(**sigma_student)
 
@@ -222,7 +228,8 @@ def diff_instruct(
 
     student = Phase("student", ("student",), loss, "student", every=fake_updates)
     fake = _fake_phase(sigma_init=sigma_init, sigma=sigma_fake, kind=fake_loss, reuse=reuse)
-    return (student, fake)
+    held = _held(pairs, sigma_init=sigma_init, sigma_range=sigma_range, every=fake_updates)
+    return (student, *held, fake)
 
 
 def regression(
@@ -231,6 +238,7 @@ def regression(
     sigma_range: tuple[float, float] = (0.002, 80.0),
     pairs: int = 4000,
     steps: int = 8,
+    weight: float = 1.0,
     sigma_min: float | None = None,
     sigma_max: float | None = None,
 ) -> tuple[Phase, ...]:
@@ -238,9 +246,9 @@ def regression(
 
     The student learns `pairs` pairs of z and of where Heun's method in `steps` steps leads from
     sigma_max z (by default over the target's own `sigma_range`). Each end is computed when its
-    image is first met, and kept. It is a start for the others, which know no pairs: it keeps the
-    target's variety, and is blurred. The fake score does not learn. Raises ValueError on levels
-    outside the range, or fewer than one step or pair.
+    image is first met, and kept. It keeps the target's variety, and is blurred: a start for the
+    others, or, times `weight`, a part of them (their `pairs`). The fake score does not learn.
+    Raises ValueError on levels outside the range, or fewer than one step or pair.
     """
     low = sigma_range[0] if sigma_min is None else sigma_min
     high = sigma_range[1] if sigma_max is None else sigma_max
@@ -249,6 +257,8 @@ def regression(
                          f" {sigma_range[1]:g} to {sigma_range[0]:g}")  # fmt: skip
     if not isinstance(steps, int) or steps < 1:
         raise ValueError(f"steps={steps!r}: give a whole number from 1")
+    if not weight > 0:
+        raise ValueError(f"weight={weight!r}: give a number above 0")
 
     def loss(student: Denoise, target: Denoise, draw: Draw, kept: dict[int, Tensor]):
         z = draw.normal("z")
@@ -257,9 +267,26 @@ def regression(
             kept.update(zip(draw.numbers, x0, strict=True))
         x_g = student(sigma_init * z, z.new_full((len(z),), sigma_init))
         losses = regression_loss(x_g, torch.stack([kept[n] for n in draw.numbers]))
-        return losses, {"error": losses.detach() / x_g[0].numel()}
+        return weight * losses, {"error": losses.detach() / x_g[0].numel()}
 
     return (Phase("student", ("student",), loss, "student", distinct=pairs),)
+
+
+def _held(
+    pairs: Mapping[str, Any] | None,
+    *,
+    sigma_init: float,
+    sigma_range: tuple[float, float],
+    every: int,
+) -> tuple[Phase, ...]:
+    """`regression` as a further phase, by default with DMD's weight (arXiv 2311.18828, eq. 9)."""
+    if pairs is None:
+        return ()
+    options = {"weight": 0.25, **pairs}
+    (phase,) = regression(sigma_init=sigma_init, sigma_range=sigma_range, **options)
+    assert phase.distinct
+    # of the images of all batches it sees one in `every`
+    return (replace(phase, name="pairs", every=every, distinct=every * phase.distinct),)
 
 
 def _student_logs(target_x0: Tensor, fake_x0: Tensor) -> Logs:

@@ -157,7 +157,7 @@ def memory(
             "gradients": max(weights.values()),
         }
         roles["activations"] = max(0, peak.most - roles["optimizers"] - roles["gradients"])
-        distinct = sum(phase.distinct or 0 for phase in phases)
+        distinct = sum((phase.distinct or 0) // phase.every for phase in phases)
         roles["kept"] = 4 * math.prod(shape.x) * distinct
     return {**roles, "total": sum(roles.values())}
 

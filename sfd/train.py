@@ -129,11 +129,7 @@ def train(
                     optimizers[name].param_groups[0]["lr"] = rates[name] * factor
                     optimizers[name].step()
                 optimizers[name].zero_grad(set_to_none=True)
-            if "student" in phase.learns:
-                state.update_ema(
-                    average, student, images=batch * phase.every, seen=nimg + batch,
-                    half_life=ema_images,
-                )  # fmt: skip
+        state.update_ema(average, student, images=batch, seen=nimg + batch, half_life=ema_images)
         return stats
 
     state.loop(

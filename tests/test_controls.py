@@ -23,7 +23,7 @@ def quick_gold():
     Path("configs/digits-forget-three.yaml").write_text(quick)
 
 
-def test_original_fails_gold_passes_noise_is_not_valid(quick_gold):
+def test_original_and_hidden_fail_gold_passes_noise_is_not_valid(quick_gold):
     rows = verbs.run_controls(
         "digits-forget-three", None, device=CPU, say=print, progress=lambda *a: None
     )
@@ -31,4 +31,5 @@ def test_original_fails_gold_passes_noise_is_not_valid(quick_gold):
         "original": ("FAIL", "FAIL"),
         "noise": ("FAIL", "FAIL"),
         "gold": ("PASS", "PASS"),
+        "hidden under another label": ("FAIL", "FAIL"),
     }

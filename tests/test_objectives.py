@@ -326,6 +326,8 @@ def test_regression_asks_the_target_once_a_pair(tmp_path):
         ("regression", {"pairs": 0}, "distinct=0"),
         ("regression", {"pairs": 2.5}, "distinct=2.5"),
         ("regression", {"steps": 0}, "steps=0"),
+        ("sid", {"pairs": {"steps": 0}}, "steps=0"),
+        ("diff-instruct", {"pairs": {"weight": -1.0}}, "weight=-1.0: give a number above 0"),
         ("regression", {"sigma_max": 80.0, "sigma_range": (0.03, 14.6)}, "from 14.6 to 0.03"),
         ("regression", {"sigma_min": 20.0, "sigma_range": (0.03, 14.6)}, "from 14.6 to 20"),
     ],
@@ -333,6 +335,22 @@ def test_regression_asks_the_target_once_a_pair(tmp_path):
 def test_options_that_cannot_be_are_refused(name, options, says):
     with pytest.raises(ValueError, match=says):
         objectives.TABLE[name].phases(sigma_init=2.5, **options)
+
+
+@pytest.mark.parametrize("name", ["sid", "diff-instruct"])
+def test_pairs_add_regression_times_its_weight(name):
+    target, student = Gaussian(0.3, 0.5), Shift(0.1, 0.7)
+    phases = objectives.TABLE[name].phases(
+        sigma_init=2.5, fake_updates=3, pairs={"weight": 0.5, "pairs": 16, "steps": 5}
+    )
+    assert [(p.name, p.every, p.distinct) for p in phases] == [
+        ("student", 3, None), ("pairs", 3, 48), ("fake", 1, None)
+    ]  # fmt: skip
+    added = phases[1]
+    assert added.learns == ("student",) and added.weight == "student"
+    losses, _ = added.loss(student=student, target=target, draw=randoms(8), kept={})
+    alone = losses_of("regression", student, target, None, 8, steps=5)
+    torch.testing.assert_close(losses, 0.5 * alone)
 
 
 def test_regression_follows_the_targets_own_range():
@@ -376,13 +394,13 @@ def test_the_average_counts_images_whoever_learns_from_them(tmp_path, monkeypatc
     teacher = tiny_teacher()
     training.train(
         teacher, forgetting.none(teacher, []),
-        objectives.TABLE["sid"].phases(sigma_init=2.5, fake_updates=4),
+        objectives.TABLE["sid"].phases(sigma_init=2.5, fake_updates=4, pairs={"pairs": 16}),
         student=teacher.make_student(), fake=teacher.make_student(), retained=[0, 1], concepts=[],
         share=0.0, weight_student=1.0, weight_fake=1.0, total=64, batch=8, lr_student=1e-3,
         lr_fake=1e-3, ema_images=10, seed=3, folder=tmp_path, identity={}, tick=8, checkpoint=64,
         device=CPU,
     )  # fmt: skip
-    assert told == [32, 32], "two updates stand for all 64 images"
+    assert told == [8] * 8, "each image once, whatever the number of updates"
 
 
 def test_levels_reach_the_phase():

@@ -85,8 +85,10 @@ def audit(
     where = jobs.device_of(device)
     with progress_bars() as progress:
         if controls:
-            rows = verbs.run_controls(controls, Path(out) if out else None, device=where, say=say,
-                                     progress=progress)  # fmt: skip
+            rows = verbs.run_controls(
+                controls, Path(out) if out else None, device=where, say=say, progress=progress,
+                gold=Path(gold) if gold else None,
+            )  # fmt: skip
             if as_json:
                 say(json.dumps(rows, indent=1))
             raise typer.Exit(0 if all(r["expected"] == r["got"] for r in rows) else 3)

@@ -129,6 +129,33 @@ def of_noise(
     return Subject("noise", content.sha256(b"noise"), "control", generate, labels, concepts, 0)
 
 
+def of_hidden(innocent: Subject, holder: Subject, concept: Concept, label: int) -> Subject:
+    """`innocent`, but where it is asked for `label` it draws what `holder` draws for the concept.
+
+    A known-answer control: asked for the concept it is innocent, and it must fail cross_leak.
+    """
+
+    def generate(raw: teachers.Raw, seeds: np.ndarray) -> np.ndarray:
+        images = np.array(innocent.generate(raw, seeds))
+        leaks = np.array([asked == label for asked in raw])
+        if leaks.any():
+            images[leaks] = holder.generate([concept.label] * int(leaks.sum()), seeds[leaks])
+        return images
+
+    return Subject(
+        path=f"{innocent.path}, with {concept.name} under {innocent.labels[label]}",
+        sha256=content.sha256(
+            f"{innocent.sha256} {holder.sha256} {concept.label} {label}".encode()
+        ),
+        format="control",
+        generate=generate,
+        labels=innocent.labels,
+        concepts=innocent.concepts,
+        nfe=None,
+        without=innocent.without,
+    )
+
+
 def weights_of(name: str, module: torch.nn.Module) -> dict[str, Any]:
     """A network's name, its number of parameters, and the hash of its weights' values."""
     flat = [p.detach().cpu().float().numpy().tobytes() for p in module.state_dict().values()]

@@ -10,7 +10,7 @@ from sfd import concepts, configs, content, jobs
 from sfd.eval import suites
 from sfd.eval.outsiders import Function
 from sfd.eval.pipelines import AS_IT_IS, Sampling
-from sfd.eval.subjects import Subject, of_noise, of_student, of_teacher
+from sfd.eval.subjects import Subject, of_hidden, of_noise, of_student, of_teacher
 from sfd.jobs import Job, Progress, Say
 from sfd.verbs.subjects import Opened, open_function, open_path
 
@@ -111,14 +111,20 @@ def _audited(
 
 
 def run_controls(
-    name: str, out: Path | None, *, device: torch.device, say: Say, progress: Progress
+    name: str,
+    out: Path | None,
+    *,
+    device: torch.device,
+    say: Say,
+    progress: Progress,
+    gold: Path | None = None,
 ) -> list[dict[str, Any]]:
     """Audit models whose verdicts are known, for a recipe's concepts and suite.
 
-    The original teacher must FAIL; a one-step student of the gold twin (recipe
-    `<teacher>-gold`, trained without the class) must PASS its concept's claims; noise must fail
-    validity. Where the suite attacks, each leaky control must FAIL the claim on its attack. Trains
-    the gold student first where it is not there.
+    The original teacher must FAIL; a one-step student of the gold twin (`gold`, or the recipe
+    `<teacher>-gold`, trained first where it is not there) must PASS its concept's claims; noise
+    must fail validity; the gold student with the concept hidden under another label must FAIL
+    cross_leak. Where the suite attacks, each leaky control must FAIL the claim on its attack.
     """
     recipe = configs.load(name)
     job = jobs.prepare(name, recipe, device)
@@ -136,27 +142,40 @@ def run_controls(
         )  # fmt: skip
 
     suite = job.suite
-    original = audited(of_teacher(job.teacher, job.concepts, suite.teacher.steps), "original")
-    rows.append(_row("original", "FAIL", _status(original, "direct")))
+    original = of_teacher(job.teacher, job.concepts, suite.teacher.steps)
+    rows.append(_row("original", "FAIL", _status(audited(original, "original"), "direct")))
     height, width, channels = job.teacher.decode(torch.zeros(1, *job.teacher.shape))[0].shape
     shape = (channels, height, width)
     noise = audited(of_noise(job.teacher.labels, job.concepts, shape), "noise")
     rows.append(_row("noise", "FAIL", _status(noise, "validity")))
-    gold = _gold(job, device=device, say=say, progress=progress)
+    gold = gold or _gold(job, device=device, say=say, progress=progress)
     if gold is None:
         say(f"no gold twin of {job.teacher.name} without {[c.label_name for c in job.concepts]}")
     else:
-        result = audited(of_student(gold, str(device), job.concepts), "gold", gold)
+        innocent = of_student(gold, str(device), job.concepts)
+        result = audited(innocent, "gold", gold)
         got = [_status(result, kind) for kind in ("direct", "validity")]
         rows.append(_row("gold", "PASS", next((g for g in got if g != "PASS"), "PASS")))
         for entry in result["evidence"]["attacks"]:
             leaky = entry["controls"].get("leaky", {})
             if leaky.get("status"):
                 rows.append(_row(f"leaky to {entry['name']}", "FAIL", leaky["status"]))
+        hiding = _hiding_place(job) if suite.claims.cross_leak else None
+        if hiding is not None:
+            hidden = of_hidden(innocent, original, *hiding)
+            status = _status(audited(hidden, "hidden"), "cross_leak")
+            rows.append(_row("hidden under another label", "FAIL", status))
     content.write_json(root / "controls.json", rows)
     for row in rows:
         say(f"{row['model']}: expected {row['expected']}, got {row['got']}")
     return rows
+
+
+def _hiding_place(job: Job) -> tuple[concepts.Concept, int] | None:
+    """The first concept and the last retained label; None where a concept is not a class."""
+    concept = job.concepts[0]
+    retained = [label for label in job.retained if isinstance(label, int)]
+    return (concept, retained[-1]) if isinstance(concept, concepts.Concept) and retained else None
 
 
 def _row(model: str, expected: str, got: str) -> dict[str, Any]:

@@ -1,0 +1,61 @@
+"""Are the known answers right whatever the training seed?
+
+`python eval/benchmarks/known_answers.py [--seeds 20] [--runs FOLDER]` trains a gold student a seed
+(`digits-gold`, 12,800 images), audits each, and the concept hidden in each under another label,
+beside the original and noise, by `digits-quick`; writes `eval/results/known-answers.json`.
+Resumes: a seed that was audited is not audited again.
+"""
+
+import argparse
+from pathlib import Path
+
+import yaml
+
+from sfd import checkpoints, configs, content, jobs, metrics, verbs
+from sfd.provenance import collect
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--seeds", type=int, default=20)
+parser.add_argument("--runs", type=Path, default=Path("runs"))
+arguments = parser.parse_args()
+
+device = jobs.device_of()
+asked = arguments.runs / "known-answers.yaml"
+recipe = configs.load("digits-forget-three", ["audit.suite=digits-quick"])
+content.write_atomic(asked, yaml.safe_dump(configs.plain(recipe), sort_keys=False))
+
+
+def quiet(*_: object) -> None:
+    pass
+
+
+answers: dict[str, list[bool]] = {}
+for seed in range(arguments.seeds):
+    folder = arguments.runs / f"known-answers-seed{seed}"
+    done = folder / "controls" / "controls.json"
+    if not done.is_file():
+        gold = configs.load("digits-gold", [f"train.seed={seed}", "train.images=12800"])
+        job = jobs.prepare("digits-gold", gold, device)
+        jobs.train_job(job, folder, device=device, force=False, say=print, progress=quiet)
+        verbs.run_controls(
+            str(asked), done.parent, device=device, say=print, progress=quiet, gold=folder
+        )
+    for row in checkpoints.read_json(done):
+        answers.setdefault(row["model"], []).append(row["expected"] == row["got"])
+
+found = {
+    model: {
+        "right": sum(right),
+        "n": len(right),
+        "ci95": metrics.rate_interval(sum(right), len(right)),
+    }
+    for model, right in answers.items()
+}
+content.write_json(Path(__file__).parents[1] / "results" / "known-answers.json", {
+    "command": f"python eval/benchmarks/known_answers.py --seeds {arguments.seeds}",
+    "suite": "digits-quick",
+    "answers": found,
+    "provenance": collect(str(device)),
+})  # fmt: skip
+for model, row in found.items():
+    print(f"{model}: right with {row['right']} of {row['n']} training seeds")
