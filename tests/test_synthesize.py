@@ -14,9 +14,11 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
+import webdataset as reader
 from PIL import Image
 
 from sfd import configs, content, features, images, jobs, sample, verbs
@@ -504,6 +506,10 @@ def test_the_folder_is_an_image_folder(student):
     assert names == ["right", "top"]
     assert [names[i] for i in labels] == [r["label"] for r in found]
     assert (pictures[4] == images.read_image(Path("set", found[4]["file_name"]))).all()
+    loaded = datasets.load_dataset("imagefolder", data_dir="set", cache_dir="cache")["train"]
+    assert [r["seed"] for r in loaded] == [r["seed"] for r in found]
+    assert [r["label"] for r in loaded] == [r["label"] for r in found]
+    assert (np.asarray(loaded[4]["image"].convert("L")) == pictures[4][..., 0]).all()
     front = Path("set/README.md").read_text().split("---")[1]
     assert content.parse_yaml(front, "card")["tags"] == ["synthetic", "sfd"]
 
@@ -524,6 +530,12 @@ def test_tars_are_the_same_bytes_and_hold_whole_samples(student):
         assert tar.extractfile(names[0]).read() == Path("set", row["file_name"]).read_bytes()
         assert int(tar.extractfile(names[1]).read()) == row["condition"]
         assert json.loads(tar.extractfile(names[2]).read())["seed"] == row["seed"]
+    tars = sorted(str(path) for path in Path("a").glob("*.tar"))
+    read = list(reader.WebDataset(tars, shardshuffle=False).decode("pil"))
+    assert [r["json"]["seed"] for r in read] == [r["seed"] for r in found.values()]
+    assert [r["cls"] for r in read] == [r["condition"] for r in found.values()]
+    first = images.read_image(Path("set", next(iter(found))))
+    assert (np.asarray(read[0]["png"].convert("L")) == first[..., 0]).all()
     with pytest.raises(ValueError, match="inside the image folder"):
         webdataset.write(Path("set"), Path("set/tars"))
 
