@@ -291,6 +291,12 @@ def png_bytes(image: np.ndarray, text: Mapping[str, str] = {}) -> bytes:
     return buffer.getvalue()
 
 
+def png_text(data: bytes) -> dict[str, str]:
+    """The text chunks of a PNG as `png_bytes` writes them, by keyword."""
+    with Image.open(io.BytesIO(data)) as picture:
+        return {str(key): text for key, text in picture.info.items() if isinstance(text, str)}
+
+
 def sheet(images: np.ndarray, columns: int, scale: int = 1) -> np.ndarray:
     """Images `[N, H, W, C]` in rows of `columns` with a one-pixel gap, enlarged `scale` times."""
     n, h, w, c = images.shape

@@ -14,6 +14,7 @@ from sfd import content
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+    from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 
 SCHEMA = "sfd/audit/1"
 SIGNATURE = "sfd/signature/1"
@@ -160,16 +161,7 @@ def sign(path: Path, key: Path) -> Path:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
     check(read(path), str(path))
-    pem = _bytes_of(key)
-    try:
-        private = serialization.load_pem_private_key(pem, password=None)
-    except TypeError:
-        raise ValueError(
-            f"{key}: is encrypted, and sfd asks for no passphrase; sign with a copy that is not:"
-            f" `openssl pkey -in {key} -out plain.pem`, and remove it afterwards"
-        ) from None
-    except ValueError:
-        raise ValueError(f"{key}: holds no private key in PEM; make one with `{NEW_KEY}`") from None
+    private = private_key(key, f"make one with `{NEW_KEY}`")
     if not isinstance(private, Ed25519PrivateKey):
         raise ValueError(f"{key}: is no Ed25519 key; make one with `{NEW_KEY}`")
     public = private.public_key().public_bytes(
@@ -183,6 +175,25 @@ def sign(path: Path, key: Path) -> Path:
     }
     content.write_json(signature_file(path), signed)
     return signature_file(path)
+
+
+def private_key(path: Path, mend: str) -> "PrivateKeyTypes":
+    """The key in a PEM file. Raises ValueError, in one line, where there is none (then with the
+    `mend`), or an encrypted one.
+    """
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives import serialization
+
+    pem = _bytes_of(path)
+    try:
+        return serialization.load_pem_private_key(pem, password=None)
+    except TypeError:
+        raise ValueError(
+            f"{path}: is encrypted, and sfd asks for no passphrase; sign with a copy that is not:"
+            f" `openssl pkey -in {path} -out plain.pem`, and remove it afterwards"
+        ) from None
+    except (ValueError, UnsupportedAlgorithm):
+        raise ValueError(f"{path}: holds no private key in PEM; {mend}") from None
 
 
 def signer(path: Path) -> str | None:

@@ -108,6 +108,7 @@ HEAVY = {
     "jinja2",
     "jsonschema",
     "cryptography",
+    "c2pa",
 }
 
 # modules that only a function imports, so that what they import is imported where it is needed
@@ -318,8 +319,8 @@ def test_every_dependency_is_used_by_name():
         for name, _ in imported(ast.parse(path.read_text()), path)
     }
     third = used - set(sys.stdlib_module_names) - {"sfd"}
-    # the extra `inception`; what typer and nudenet bring
-    allowed = names | {"torch_fidelity", "click", "cv2", "onnxruntime"}
+    # the extras `inception` and `c2pa`; what typer and nudenet bring
+    allowed = names | {"torch_fidelity", "c2pa", "click", "cv2", "onnxruntime"}
     assert third <= allowed, f"imported but not declared: {sorted(third - allowed)}"
 
 

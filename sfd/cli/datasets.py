@@ -42,6 +42,9 @@ def synthesize(
     keep_quarantine: Annotated[
         bool, typer.Option("--keep-quarantine", help="Keep refused images, outside the dataset.")
     ] = False,
+    c2pa: Annotated[
+        tuple[str, str] | None, typer.Option(help="Sign every image: CHAIN.pem KEY.pem.")
+    ] = None,
     webdataset: Annotated[str | None, typer.Option(help="Pack tar shards there too.")] = None,
     review: Annotated[int, typer.Option(min=0, help="Write a table of so many to look at.")] = 0,
     reviewed: Annotated[str | None, typer.Option(help="The table, filled.")] = None,
@@ -70,8 +73,8 @@ def synthesize(
             Path(run).expanduser(), folder_of, labels=labels, balance=balance,
             prompts=prompt or [], prompt_list=prompts, detectors=detector or [], private=private,
             private_features=private_features, private_quantile=private_quantile, tries=tries,
-            shard=shard, batch=batch, size=folder, keep_refused=keep_quarantine, device=where,
-            progress=progress, **given,
+            c2pa=c2pa, shard=shard, batch=batch, size=folder, keep_refused=keep_quarantine,
+            device=where, progress=progress, **given,
         )  # fmt: skip
         if report is None:
             say(f"{out}: shard {shard} is done, others are not; the last one writes the card")

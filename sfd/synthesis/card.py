@@ -173,11 +173,24 @@ def _made(report: Mapping[str, Any]) -> str:
             "`metadata.jsonl` has a line for each image: file, condition, seed, the detectors'"
             " scores and the student's sha256. The same student draws the same image for a seed:"
             " `sfd sample RUN OUT --n 1 --seed SEED`. Each PNG says that it is generated, in its"
-            " text chunks and as the IPTC's digital source type `trainedAlgorithmicMedia`; it"
-            " carries no C2PA signature, and a text chunk can be taken off.",
+            " text chunks and as the IPTC's digital source type `trainedAlgorithmicMedia`; "
+            + _signed(report),
             "",
             f"    {json.dumps(said)}",
         ]
+    )
+
+
+def _signed(report: Mapping[str, Any]) -> str:
+    certificate = report["plan"]["c2pa"]
+    if certificate is None:
+        return "it carries no C2PA signature, and a text chunk can be taken off."
+    return (
+        f"its Content Credentials (C2PA) say the same, signed by `{report['signer']}` (the"
+        f" certificate's sha256: `{certificate}`). Whether to trust that signer is the reader's to"
+        " decide. Signatures are random: drawn again, a file has the same pixels and other bytes."
+        " A text chunk can be taken off and so can a credential: an image without is not"
+        " therefore real."
     )
 
 

@@ -12,6 +12,7 @@ from sfd import checkpoints, content, images
 from sfd.sample import Student
 from sfd.synthesis import bounds, card, folders, screening
 from sfd.synthesis.asked import Asked
+from sfd.synthesis.credentials import Credentials
 from sfd.synthesis.folders import HIDDEN, META, Layout
 from sfd.synthesis.screening import Detector, Private
 
@@ -39,6 +40,7 @@ def synthesize(
     batch: int = BATCH,
     size: int = SIZE,
     keep_refused: bool = False,
+    credentials: Credentials | None = None,
     shard: tuple[int, int] = (0, 1),
     device: str = "cpu",
     workers: int = 2,
@@ -49,8 +51,10 @@ def synthesize(
     Draws what is missing of shard (i, k), then, where every folder is there, writes the whole's
     `metadata.jsonl` and card; its report, or None while other shards are missing. The image of a
     place and a try has one seed and one batch whatever is resumed and whoever draws it, so the
-    files are the same bytes. Raises ValueError, in one line, where `out` holds something else, was
-    begun with other arguments, or nothing in a folder is clean; OSError on a full disk.
+    files are the same bytes; of images that `credentials` sign, the pixels and the text are, for
+    signatures and their identifiers are random. Raises ValueError, in one line, where `out` holds
+    something else, was begun with other arguments, or nothing in a folder is clean; OSError on a
+    full disk.
     """
     if n < 1 or tries < 1 or batch < 1 or size < 1:
         raise ValueError("n, tries, batch and the images of a folder must be 1 or more")
@@ -68,6 +72,7 @@ def synthesize(
         "images a folder": size,
         "keep-quarantine": keep_refused,
         "device": device.partition(":")[0],
+        "c2pa": credentials.sha256 if credentials else None,
     }
     _claim(layout, plan)
     done, total = 0, folders.remaining(layout, shard)
@@ -85,7 +90,8 @@ def synthesize(
         layout, asked, generate=student.sample, turn=turn,
         screen=screening.screen(detectors, private, alone),
         sha256=student.sha256, seed=seed, tries=tries, batch=batch, keep_refused=keep_refused,
-        shard=shard, workers=workers, progress=count,
+        stamp=credentials.stamp if credentials else None, shard=shard, workers=workers,
+        progress=count,
     )  # fmt: skip
     if not folders.merge(layout):
         return None
@@ -93,6 +99,7 @@ def synthesize(
         "schema": SCHEMA,
         "plan": plan,
         "student": _student(student),
+        "signer": credentials.subject if credentials else None,
         **_counts(layout, asked),
     }
     report["leak"] = bounds.leaked(

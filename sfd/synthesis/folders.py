@@ -101,6 +101,7 @@ def draw(
     tries: int,
     batch: int,
     keep_refused: bool,
+    stamp: Callable[[bytes], bytes] | None = None,
     shard: tuple[int, int] = (0, 1),
     workers: int = 2,
     progress: Callable[[int], None] | None = None,
@@ -108,9 +109,10 @@ def draw(
     """Draw the missing folders of shard (i, k): those whose number is i modulo k.
 
     Each worker fills a folder of its own, so that one generates (which is its `turn`) while another
-    screens; what a folder holds depends on its number alone. `progress` hears of places tried for
-    the first time. Raises ValueError where nothing in a folder is clean, OSError on a full disk;
-    what is there stays.
+    screens; what a folder holds depends on its number alone, but for what `stamp` signs into the
+    bytes of an image (in several threads at once). `progress` hears of places tried for the first
+    time. Raises ValueError where nothing in a folder is clean, OSError on a full disk; what is
+    there stays.
     """
     mine = [i for i in layout.missing() if i % shard[1] == shard[0]]
     stop = Event()
@@ -120,7 +122,7 @@ def draw(
             layout.places(number), asked, generate=generate, turn=turn, screen=screen, seed=seed,
             tries=tries, batch=batch, stop=stop, progress=progress,
         )  # fmt: skip
-        _fill(layout, number, tried, sha256, keep_refused)
+        _fill(layout, number, tried, sha256, keep_refused, stamp)
 
     threads = torch.get_num_threads()
     pool = ThreadPoolExecutor(
@@ -188,7 +190,12 @@ def _tries(
 
 
 def _fill(
-    layout: Layout, number: int, tried: Iterator[_Tried], sha256: str, keep_refused: bool
+    layout: Layout,
+    number: int,
+    tried: Iterator[_Tried],
+    sha256: str,
+    keep_refused: bool,
+    stamp: Callable[[bytes], bytes] | None,
 ) -> None:
     """One folder from its images; it appears by being renamed, whole."""
     final = layout.folder(number)
@@ -203,14 +210,14 @@ def _fill(
             row = _row(one, sha256)
             if not one.seen.reasons:
                 name = f"{one.place:08d}.png"
-                (growing / name).write_bytes(_png(one, sha256))
+                (growing / name).write_bytes(_png(one, sha256, stamp))
                 kept[one.place] = {"file_name": name, **row}
                 continue
             named: Row = {"place": one.place, **row}
             if keep_refused:
                 name = f"{one.place:08d}-{one.attempt}.png"
                 aside.mkdir(parents=True, exist_ok=True)
-                (aside / name).write_bytes(_png(one, sha256))
+                (aside / name).write_bytes(_png(one, sha256, stamp))
                 named = {"file_name": f"{final.name}/{name}", **named}
             refused.append(named)
         (growing / META).write_text(_lines(kept[place] for place in sorted(kept)))
@@ -222,8 +229,9 @@ def _fill(
         raise ValueError(_nothing_clean(layout, refused))
 
 
-def _png(one: _Tried, sha256: str) -> bytes:
-    return images.png_bytes(one.picture, mark(one.seed, one.fields["condition"], sha256))
+def _png(one: _Tried, sha256: str, stamp: Callable[[bytes], bytes] | None) -> bytes:
+    marked = images.png_bytes(one.picture, mark(one.seed, one.fields["condition"], sha256))
+    return stamp(marked) if stamp else marked
 
 
 def _nothing_clean(layout: Layout, refused: Sequence[Row]) -> str:

@@ -23,9 +23,10 @@ from sfd.eval import suites
 from sfd.eval.subjects import concepts_of
 from sfd.sample import Student
 from sfd.synthesis import asked as asking
-from sfd.synthesis import bounds, dataset, screening, synthesize, usefulness
+from sfd.synthesis import bounds, credentials, dataset, screening, synthesize, usefulness
 from sfd.synthesis.asked import Asked
 from sfd.synthesis.dataset import Progress, Report
+from sfd.synthesis.folders import META
 from sfd.verbs.samples import prompts_of
 
 
@@ -42,6 +43,7 @@ def synthesize_run(
     private: str | None = None,
     private_features: str | None = None,
     private_quantile: float = 0.05,
+    c2pa: tuple[str, str] | None = None,
     shard: str = "0/1",
     batch: int = dataset.BATCH,
     device: str = "cpu",
@@ -51,9 +53,15 @@ def synthesize_run(
 
     `detectors` are `NAME` or `NAME=LABEL,...` (default: the suite's judges, else the concepts').
     `private` are images that none may come too near to, in `private_features` (default: the
-    suite's). Raises ValueError in one line on anything that does not fit the student.
+    suite's). `c2pa` are the files of a certificate chain and its key, which sign every image.
+    Raises ValueError in one line on anything that does not fit the student.
     """
     out = out.expanduser()
+    signer = None
+    if c2pa:
+        # a finished dataset signs nothing: it may be reviewed after the certificate's last day
+        trial = not (out / META).is_file()
+        signer = credentials.load(*(Path(name).expanduser() for name in c2pa), trial=trial)
     student = sample.load(run, device, batch)
     gone = concepts_of(student.card)
     suite = _suite(run)
@@ -75,7 +83,7 @@ def synthesize_run(
     asked = _asked(student, gone, labels, balance, prompts, prompt_list)
     report = synthesize(
         student, out, asked, found, n=n, private=near, about_private=about, batch=batch,
-        shard=parse_shard(shard), device=device, **options,
+        credentials=signer, shard=parse_shard(shard), device=device, **options,
     )  # fmt: skip
     return student, report
 
