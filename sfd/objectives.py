@@ -282,6 +282,12 @@ def _held(
     """`regression` as a further phase, by default with DMD's weight (arXiv 2311.18828, eq. 9)."""
     if pairs is None:
         return ()
+    if not isinstance(pairs, Mapping):
+        raise ValueError(f"pairs={pairs!r}: give options, such as {{weight: 0.25, pairs: 4000}}")
+    known = ("weight", "pairs", "steps", "sigma_min", "sigma_max")
+    for key in pairs:
+        if key not in known:
+            raise ValueError(f"pairs: unknown key {key!r}; known: {', '.join(known)}")
     options = {"weight": 0.25, **pairs}
     (phase,) = regression(sigma_init=sigma_init, sigma_range=sigma_range, **options)
     assert phase.distinct

@@ -131,6 +131,8 @@ def run_controls(
     if job.suite is None or not job.concepts:
         raise ValueError(f"{name}: names no suite or no concept, so no answer is known")
     root = out or Path("runs") / f"{Path(name).stem}-controls"
+    gold = gold or _gold(job, device=device, say=say, progress=progress)
+    innocent = of_student(gold, str(device), job.concepts) if gold else None
     rows = []
 
     def audited(subject: Subject, what: str, gold: Path | None = None) -> dict[str, Any]:
@@ -148,11 +150,9 @@ def run_controls(
     shape = (channels, height, width)
     noise = audited(of_noise(job.teacher.labels, job.concepts, shape), "noise")
     rows.append(_row("noise", "FAIL", _status(noise, "validity")))
-    gold = gold or _gold(job, device=device, say=say, progress=progress)
-    if gold is None:
+    if innocent is None:
         say(f"no gold twin of {job.teacher.name} without {[c.label_name for c in job.concepts]}")
     else:
-        innocent = of_student(gold, str(device), job.concepts)
         result = audited(innocent, "gold", gold)
         got = [_status(result, kind) for kind in ("direct", "validity")]
         rows.append(_row("gold", "PASS", next((g for g in got if g != "PASS"), "PASS")))
