@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -83,11 +84,10 @@ def synthesize(
         if progress:
             progress("synthesize", done, total)
 
-    turn = Lock()
     # judges switch settings of cudnn that every thread sees, which would show in the images' bytes
-    alone = turn if plan["device"] == "cuda" else None
+    alone = Lock() if plan["device"] == "cuda" else None
     folders.draw(
-        layout, asked, generate=student.sample, turn=turn,
+        layout, asked, generate=student.sample, turn=alone or nullcontext(),
         screen=screening.screen(detectors, private, alone),
         sha256=student.sha256, seed=seed, tries=tries, batch=batch, keep_refused=keep_refused,
         stamp=credentials.stamp if credentials else None, shard=shard, workers=workers,

@@ -9,9 +9,10 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Event, Lock
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -94,7 +95,7 @@ def draw(
     asked: Asked,
     *,
     generate: Generate,
-    turn: Lock,
+    turn: AbstractContextManager[Any],
     screen: Screen,
     sha256: str,
     seed: int,
@@ -108,8 +109,8 @@ def draw(
 ) -> None:
     """Draw the missing folders of shard (i, k): those whose number is i modulo k.
 
-    Each worker fills a folder of its own, so that one generates (which is its `turn`) while another
-    screens; what a folder holds depends on its number alone, but for what `stamp` signs into the
+    Each worker fills a folder of its own, and generates in its `turn`, if they take turns, while
+    another screens; what a folder holds depends on its number alone, but for what `stamp` signs into the
     bytes of an image (in several threads at once). `progress` hears of places tried for the first
     time. Raises ValueError where nothing in a folder is clean, OSError on a full disk; what is
     there stays.
@@ -158,7 +159,7 @@ def _tries(
     asked: Asked,
     *,
     generate: Generate,
-    turn: Lock,
+    turn: AbstractContextManager[Any],
     screen: Screen,
     seed: int,
     tries: int,
