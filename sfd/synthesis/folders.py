@@ -109,11 +109,11 @@ def draw(
 ) -> None:
     """Draw the missing folders of shard (i, k): those whose number is i modulo k.
 
-    Each worker fills a folder of its own, and generates in its `turn`, if they take turns, while
-    another screens; what a folder holds depends on its number alone, but for what `stamp` signs into the
-    bytes of an image (in several threads at once). `progress` hears of places tried for the first
-    time. Raises ValueError where nothing in a folder is clean, OSError on a full disk; what is
-    there stays.
+    Each worker fills a folder of its own, and generates in its `turn`, where they take turns, while
+    another screens; what a folder holds depends on its number alone, but for what `stamp` signs
+    into the bytes of an image (in several threads at once). `progress` hears of places tried for
+    the first time. Raises ValueError where nothing in a folder is clean, OSError on a full disk;
+    what is there stays.
     """
     mine = [i for i in layout.missing() if i % shard[1] == shard[0]]
     stop = Event()
