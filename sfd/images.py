@@ -15,6 +15,8 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
+from sfd import content
+
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 SHEET = "sheet.png"
 """What `sfd sample` leaves beside the images; it is none of them."""
@@ -56,6 +58,25 @@ def read_labelled(source: str) -> tuple[np.ndarray, np.ndarray, list[str]]:
         raise ValueError(f"{source}: labels must be integers from 0")
     labels = labels.astype(np.int64)
     return images, labels, [str(label) for label in range(int(labels.max()) + 1)]
+
+
+def read_as(source: str, labels: Sequence[str] | None) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """What `read_labelled` reads, its labels numbered as in `labels` (None: the data's own).
+
+    By name where the data have names; by number where these are mere numbers ('0', '1', ...).
+    Raises ValueError, in one line, on a class that is none of `labels`.
+    """
+    images, numbers, names = read_labelled(source)
+    if labels is None:
+        return images, numbers, names
+    if set(names) <= set(labels):
+        numbers = np.array([labels.index(name) for name in names])[numbers]
+    elif names != [str(i) for i in range(len(names))]:
+        strange = next(name for name in names if name not in labels)
+        raise ValueError(f"{source}: no label {strange!r}{content.did_you_mean(strange, labels)}")
+    elif len(names) > len(labels):
+        raise ValueError(f"{source}: has {len(names)} classes for {len(labels)} labels")
+    return images, numbers, list(labels)
 
 
 def read_captioned(source: str) -> tuple[np.ndarray, list[str]]:

@@ -135,11 +135,7 @@ def run(
         if checkpoints.read_card(meta, str(file))["provenance"]["recipe_sha256"] != sha:
             raise ValueError(f"{file}: is of another recipe; give out=FOLDER, or --force")
         return file
-    data, labels, _ = images.read_labelled(recipe.data)
-    if labels.max() >= len(recipe.labels):
-        raise ValueError(
-            f"{recipe.data}: has label {labels.max()}, the recipe names {len(recipe.labels)} labels"
-        )
+    data, labels, _ = images.read_as(recipe.data, recipe.labels)
     keep = ~np.isin(labels, recipe.exclude)
     data, labels = data[keep], labels[keep]
     numbers = recipe.train

@@ -331,6 +331,24 @@ def test_truncated_npz(kept):
     assert "a.npz" in refused(images.read_labelled, "a.npz")
 
 
+def test_labels_go_by_name_and_mere_numbers_by_number():
+    white, black = (np.full((4, 4, 1), v, np.uint8) for v in (255, 0))
+    for name, picture in (("zebra", black), ("apple", white)):
+        content.write_atomic(Path(f"zoo/{name}/0.png"), images.png_bytes(picture))
+    pixels, labels, names = images.read_as("zoo", ["zebra", "apple", "none"])
+    assert names == ["zebra", "apple", "none"]
+    assert {names[n]: int(p.max()) for n, p in zip(labels, pixels, strict=True)} == {
+        "zebra": 0, "apple": 255
+    }  # fmt: skip
+    assert images.read_as("zoo", None)[2] == ["apple", "zebra"]
+    assert "no label 'zebra'; did you mean 'zebras'" in refused(
+        images.read_as, "zoo", ["apple", "zebras"]
+    )
+    np.savez("a.npz", images=np.stack([white, black]), labels=np.array([1, 0]))
+    assert images.read_as("a.npz", ["zebra", "apple"])[1].tolist() == [1, 0]
+    assert "2 classes for 1 labels" in refused(images.read_as, "a.npz", ["zebra"])
+
+
 def test_no_such_data():
     assert "no such data" in refused(images.read_labelled, "nowhere")
     Path("file.txt").write_text("x")

@@ -47,6 +47,7 @@ SIDEWAYS = {
     # 0
     ("objectives", "schedules"): "a phase draws its own noise levels",
     ("objectives", "solvers"): "a phase follows the target's trajectories",
+    ("images", "content"): "the nearest name of a class",
     ("solvers", "schedules"): "the levels that a solver visits",
     # 1
     ("classifiers", "checkpoints"): "a judge's weights are a tensor file",

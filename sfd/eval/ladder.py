@@ -223,20 +223,14 @@ def read_data(source: str, teacher: Teacher) -> Data | None:
     """
     if source == "teacher":
         return None
-    pictures, numbers, names = images.read_labelled(source)
-    labels = list(teacher.labels)
+    pictures, numbers, _ = images.read_as(source, teacher.labels)
     channels, height, width = teacher.shape
     if pictures.shape[1:] != (height, width, channels):
         raise ValueError(
             f"{source}: images are {list(pictures.shape[1:])}, the teacher draws"
             f" {[height, width, channels]}: resize them"
         )
-    if set(names) <= set(labels):
-        return pictures, np.array([labels.index(name) for name in names])[numbers]
-    if names == [str(i) for i in range(len(names))] and len(names) <= len(labels):
-        return pictures, numbers
-    strange = next(name for name in names if name not in labels)
-    raise ValueError(f"{source}: no label {strange!r}{content.did_you_mean(strange, labels)}")
+    return pictures, numbers
 
 
 # --- records and claims --------------------------------------------------------------------------

@@ -30,22 +30,18 @@ def train_judge(
     Raises ValueError in one line.
     """
     asked, kept = configs.load_judge(recipe, overrides), out / "train.yaml"
-    pictures, labels, names = images.read_labelled(data)
-    if asked.labels and len(asked.labels) != len(names):
-        raise ValueError(f"{data}: has {len(names)} classes, the recipe names {len(asked.labels)}")
-    held = images.read_labelled(heldout) if heldout else None
-    if held and held[2] != names:
-        raise ValueError(f"{heldout}: its classes {held[2]} are not those of {data}: {names}")
+    pictures, labels, names = images.read_as(data, asked.labels)
+    held = images.read_as(heldout, names)[:2] if heldout else None
     with content.atomic(out / ".writable"):  # found before the training, not after
         pass
     (out / ".writable").unlink()
     state, card = calibrate.train_classifier(
         pictures[: asked.rows],
         labels[: asked.rows],
-        asked.labels or names,
+        names,
         name=asked.name or out.name,
         data=f"{asked.data} ({data})" if asked.data else data,
-        heldout=held[:2] if held else None,
+        heldout=held,
         heldout_data=f"{asked.heldout_data} ({heldout})" if asked.heldout_data else heldout or "",
         folds=asked.folds or (0 if held else 5),
         command=command,

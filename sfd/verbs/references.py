@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from sfd import content, features, images
@@ -18,13 +19,11 @@ def write_reference(
     device: torch.device,
 ) -> Path:
     """Write the reference of labelled real images, with the floor that `floor`'s images show."""
-    pictures, labels, found = images.read_labelled(data)
-    names = _named(data, names or found, found)
+    pictures, labels, names = _read(data, names)
     extract = features.load(extractor, str(device))
     other = None
     if floor is not None:
-        more, more_labels, more_found = images.read_labelled(floor)
-        _named(floor, names, more_found)
+        more, more_labels, _ = _read(floor, names)
         other = (extract(more), more_labels)
     packed = suites.reference_bytes(
         extract(pictures),
@@ -40,7 +39,10 @@ def write_reference(
     return file
 
 
-def _named(data: str, names: list[str], found: list[str]) -> list[str]:
-    if len(names) != len(found):
-        raise ValueError(f"{data}: has {len(found)} classes, {len(names)} names were given")
-    return names
+def _read(data: str, names: list[str] | None) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Labelled images of every name. Raises ValueError where one has none."""
+    pictures, labels, names = images.read_as(data, names)
+    empty = next((name for i, name in enumerate(names) if i not in labels), None)
+    if empty is not None:
+        raise ValueError(f"{data}: has no images of {empty!r}: name the labels that it has")
+    return pictures, labels, names
