@@ -2,7 +2,6 @@
 
 import inspect
 import os
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -205,6 +204,7 @@ def train_job(
     student_file = folder / "student.safetensors"
     _claim_folder(job, folder, force)
     if student_file.is_file():
+        say(f"{student_file}: trained already")
         return
     start = _start_folder(job, device=device, say=say, progress=progress)
     student, fake = _networks(job)
@@ -312,20 +312,28 @@ def _card(job: Job) -> dict[str, Any]:
 
 
 def _claim_folder(job: Job, folder: Path, force: bool) -> None:
-    """Make the folder this recipe's. Raises ValueError if it is another's, or cannot be written."""
-    if force and folder.exists():
-        shutil.rmtree(folder)
-    stored = folder / "recipe.yaml"
-    if stored.exists():
-        theirs = configs.sha256(configs.load(str(stored)))
-        if theirs != job.sha256:
-            raise ValueError(
-                f"{folder}: holds a run of another recipe; give this one out=FOLDER, or start over"
-                " with --force"
-            )
-        return
+    """Make the folder this recipe's. Raises ValueError if it is another's, or cannot be written.
+
+    A folder in which nothing was trained yet is nobody's.
+    """
+    stored, student = folder / "recipe.yaml", folder / "student.safetensors"
+    another = ValueError(
+        f"{folder}: holds a run of another recipe; give this one out=FOLDER, or start over with"
+        " --force"
+    )
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder}: is a file, a run needs a folder")
+    if force and state.world()[0] == 0:
+        state.start_over(folder)
+    if student.is_file():
+        _, meta = checkpoints.read_tensors(student)
+        if checkpoints.read_card(meta, str(student)).get("recipe_sha256") != job.sha256:
+            raise another
+    trained = student.is_file() or (folder / "state").exists()
+    if stored.exists() and trained:
+        if configs.sha256(configs.load(str(stored))) != job.sha256:
+            raise another
+        return
     if state.world()[0] == 0:
         text = yaml.safe_dump(configs.plain(job.recipe), sort_keys=False)
         content.write_atomic(stored, text)

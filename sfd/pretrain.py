@@ -1,6 +1,5 @@
 """Train a class-conditional EDM teacher from labelled images (arXiv 2206.00364)."""
 
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -128,8 +127,10 @@ def run(
     Raises ValueError on data that do not fit the recipe.
     """
     file, sha = folder / f"{recipe.name}.safetensors", configs.sha256(recipe)
-    if force and folder.exists():
-        shutil.rmtree(folder)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder}: is a file, a run needs a folder")
+    if force:
+        state.start_over(folder, f"{recipe.name}.safetensors")
     if file.is_file():
         _, meta = checkpoints.read_tensors(file)
         if checkpoints.read_card(meta, str(file))["provenance"]["recipe_sha256"] != sha:

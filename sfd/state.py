@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import shutil
 import signal
 import threading
 import time
@@ -29,6 +30,24 @@ class Stopped(RuntimeError):
     def __init__(self, message: str, code: int):
         super().__init__(message)
         self.code = code
+
+
+LEFT = (
+    "state", "stats.jsonl", "curves.jsonl", "samples", "samples.png", "recipe.yaml",
+    "provenance.json", "student.safetensors", "audit.json", "audit.json.sig", "report.html",
+    "sheets", "attacks", "review", "review-key.json",
+)  # fmt: skip
+"""What a run and its audit leave in their folder."""
+
+
+def start_over(folder: Path, *also: str) -> None:
+    """Remove what a run left in a folder, and the names `also`; what else lies there stays."""
+    for name in (*LEFT, *also):
+        path = folder / name
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 # --- processes -----------------------------------------------------------------------------------

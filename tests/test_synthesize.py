@@ -217,6 +217,13 @@ def test_other_arguments_are_refused_in_one_line(student):
 # --- what is refused -----------------------------------------------------------------------------
 
 
+def test_a_seed_that_cannot_be_claims_no_folder(student):
+    with pytest.raises(ValueError, match="give a seed from 0"):
+        make(student, "set", pseudo_random, seed=2**22)
+    assert not Path("set").exists()
+    make(student, "set", pseudo_random, seed=2**22 - 1)
+
+
 def test_what_a_detector_calls_is_drawn_again_and_counted(student):
     report = make(student, "set", pseudo_random, keep_refused=True)
     kept, refused = rows(Path("set", META)), rows(Path("set-quarantine", META))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -161,6 +162,39 @@ def test_a_folder_of_another_recipe_is_refused():
     train("run")
     with pytest.raises(ValueError, match="run of another recipe"):
         train("run", "train.lr_student=0.5")
+
+
+def test_starting_over_removes_what_a_run_left_and_nothing_else():
+    train("run")
+    Path("run/thesis.txt").write_text("precious")
+    before = Path("run/student.safetensors").stat().st_mtime_ns
+    loaded = configs.load("smoke", [*SHORT, "train.lr_student=0.5"])
+    jobs.train_job(jobs.prepare("smoke", loaded, CPU), Path("run"), device=CPU, force=True,
+                   say=print, progress=lambda *a: None)  # fmt: skip
+    assert Path("run/thesis.txt").read_text() == "precious"
+    assert Path("run/student.safetensors").stat().st_mtime_ns > before
+    assert "lr_student: 0.5" in Path("run/recipe.yaml").read_text()
+
+
+def test_somebody_elses_student_is_not_this_recipes():
+    train("theirs", "train.lr_student=0.5")
+    Path("mine").mkdir()
+    shutil.copy("theirs/student.safetensors", "mine")
+    with pytest.raises(ValueError, match="run of another recipe"):
+        train("mine")
+    assert not Path("mine/recipe.yaml").exists()
+    train("whole")
+    student = Path("whole/student.safetensors")
+    student.write_bytes(student.read_bytes()[:5000])
+    with pytest.raises(ValueError, match=r"student\.safetensors"):
+        train("whole")
+
+
+def test_a_folder_in_which_nothing_was_trained_is_nobodys():
+    with pytest.raises(ValueError, match="cannot be accumulated"):
+        train("run", "train.accumulate=7")
+    train("run")
+    assert Path("run/student.safetensors").is_file()
 
 
 def test_start_from_another_teacher_is_refused():

@@ -11,6 +11,7 @@ import numpy as np
 
 from sfd import checkpoints, content, images
 from sfd.sample import Student
+from sfd.synthesis import asked as asking
 from sfd.synthesis import bounds, card, folders, screening
 from sfd.synthesis.asked import Asked
 from sfd.synthesis.credentials import Credentials
@@ -60,6 +61,7 @@ def synthesize(
     if n < 1 or tries < 1 or batch < 1 or size < 1:
         raise ValueError("n, tries, batch and the images of a folder must be 1 or more")
     layout = Layout(out, n, size)
+    asking.seeds(seed, np.array([n - 1]), tries - 1)  # raises before the folder is anybody's
     plan = {
         "schema": SCHEMA,
         "student": student.sha256,
