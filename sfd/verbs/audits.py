@@ -78,6 +78,7 @@ def _audited(
     clip: Path | None = None,
 ) -> dict[str, Any]:
     subject, chosen, teacher = opened
+    content.check_writable(folder)
     if attack_images and not chosen.attacks:
         raise ValueError(f"suite {chosen.name} has no attacks: leave --attack-images out")
     if attack_images is not None and isinstance(chosen, suites.PromptSuite):
@@ -131,6 +132,7 @@ def run_controls(
     if job.suite is None or not job.concepts:
         raise ValueError(f"{name}: names no suite or no concept, so no answer is known")
     root = out or Path("runs") / f"{Path(name).stem}-controls"
+    content.check_writable(root)
     gold = gold or _gold(job, device=device, say=say, progress=progress)
     innocent = of_student(gold, str(device), job.concepts) if gold else None
     rows = []

@@ -36,9 +36,7 @@ def train_judge(
     held = images.read_labelled(heldout) if heldout else None
     if held and held[2] != names:
         raise ValueError(f"{heldout}: its classes {held[2]} are not those of {data}: {names}")
-    with content.atomic(out / ".writable"):  # found before the training, not after
-        pass
-    (out / ".writable").unlink()
+    content.check_writable(out)
     state, card = calibrate.train_classifier(
         pictures[: asked.rows],
         labels[: asked.rows],

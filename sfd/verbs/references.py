@@ -18,6 +18,8 @@ def write_reference(
     device: torch.device,
 ) -> Path:
     """Write the reference of labelled real images, with the floor that `floor`'s images show."""
+    file = out if out.suffix == ".npz" else out.with_suffix(".npz")
+    content.check_writable(file.parent)
     pictures, labels, found = images.read_labelled(data)
     names = _named(data, names or found, found)
     extract = features.load(extractor, str(device))
@@ -35,7 +37,6 @@ def write_reference(
         other=other,
         about=f"{len(pictures)} images of {Path(data).name}",
     )
-    file = out if out.suffix == ".npz" else out.with_suffix(".npz")
     content.write_atomic(file, packed)
     return file
 
