@@ -11,9 +11,9 @@ from sfd.report.view import view
 def write(path: Path) -> Path:
     """The report of what a run or an audit left in a folder, as `report.html` there.
 
-    `path` is the folder or the audit.json in it. Only that is needed; what else is missing is named
-    in the report. Raises ValueError, in one line, if audit.json is missing, is not JSON, has another
-    schema, is not what its hash says, or has a verdict better than its worst claim.
+    `path` is the folder, or the audit.json in it. Only that is needed; what else is missing is
+    named in the report. Raises ValueError, in one line, if audit.json is missing, is not JSON, is
+    not of the schema, is not what its hash says, or has a verdict better than its worst claim.
     """
     import jinja2
 
