@@ -238,7 +238,7 @@ def test_real_images_that_do_not_fit_are_found_before_the_drawing(run):
     Path("real/right").mkdir(parents=True)
     for real, says in (("nowhere", "no such data"), ("real", "no images in it")):
         with pytest.raises(ValueError, match=says):
-            verbs.synthesize_run(run, Path("set"), n=4, usefulness=("real", real))
+            verbs.synthesize_run(run, Path("set"), n=4, usefulness=(real, real))
     images_of = np.zeros((2, 4, 4, 1), np.uint8)
     np.savez("two.npz", images=images_of, labels=np.arange(2))
     with pytest.raises(ValueError, match=r"two.npz: no class 'top'"):

@@ -40,6 +40,7 @@ def audit_file(
     concept are left for people to look at. `clip` is the folder of a CLIP model, for a suite of
     prompts: how well images show what was asked for.
     """
+    content.check_writable(folder)
     opened = open_path(
         path, suite, names=names, original=original, sampling=sampling, device=device
     )
@@ -60,6 +61,7 @@ def audit_function(
     clip: Path | None = None,
 ) -> dict[str, Any]:
     """Audit a function of conditions and seeds by a suite: see `subjects.open_function`."""
+    content.check_writable(folder)
     opened = open_function(
         function, suite, labels=labels, names=names, original=original, device=device
     )
@@ -78,7 +80,6 @@ def _audited(
     clip: Path | None = None,
 ) -> dict[str, Any]:
     subject, chosen, teacher = opened
-    content.check_writable(folder)
     if attack_images and not chosen.attacks:
         raise ValueError(f"suite {chosen.name} has no attacks: leave --attack-images out")
     if attack_images is not None and isinstance(chosen, suites.PromptSuite):
