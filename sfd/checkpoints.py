@@ -3,12 +3,18 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from sfd import content
+from sfd.concepts import AnyConcept, Concept
+from sfd.configs import TeacherRef
+from sfd.content import Strict
+
+SCHEMA = "sfd/model/1"
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, str]) -> None:
@@ -62,7 +68,8 @@ def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], where: str) 
 def fill(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], where: str) -> None:
     """Copy tensors into others whose names and shapes must be exactly these.
 
-    Half-precision values are widened. Raises ValueError that names the first difference.
+    Half-precision values are widened. Raises ValueError that names the first difference, or the
+    first weight that is not finite: such a network draws something all the same.
     """
     for key in sorted(own.keys() | tensors.keys()):
         if key not in tensors:
@@ -73,6 +80,11 @@ def fill(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], where: str) -
             raise ValueError(
                 f"{where}: weight {key!r} has shape {list(tensors[key].shape)},"
                 f" the network wants {list(own[key].shape)}"
+            )
+        if not torch.isfinite(tensors[key]).all():
+            raise ValueError(
+                f"{where}: weight {key!r} holds values that are not finite: the file is damaged, or"
+                " its training failed; put a good one in its place"
             )
     with torch.no_grad():
         for key, value in own.items():
@@ -85,11 +97,71 @@ def write_model(path: Path, module: nn.Module, card: Mapping[str, Any], *, half:
     write_tensors(path, tensors, {"sfd": json.dumps(card, sort_keys=True)})
 
 
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
+Index = Annotated[int, Field(ge=0, strict=True)]
+Size = Annotated[int, Field(gt=0, strict=True)]
+
+
+class _Card(Strict):
+    """What every model file says of itself; it may say more."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    role: Literal["student", "teacher"]
+    name: str
+    spec: dict[str, Any]
+    shape: Annotated[list[Size], Field(min_length=3, max_length=3)]
+    labels: list[str]
+    without: list[Index]
+    sigma_range: Annotated[list[Positive], Field(min_length=2, max_length=2)]
+    sigma_init: Positive
+
+
+class _Ref(TeacherRef):
+    """A teacher as a student's card names it: as its recipe does, and by its hash."""
+
+    sha256: str
+
+
+class _StudentCard(_Card):
+    """What a student's file says beside."""
+
+    concepts: list[AnyConcept]
+    teacher: _Ref
+
+    @model_validator(mode="after")
+    def _labels_of_its_own(self) -> "_StudentCard":
+        classes = [c for c in self.concepts if isinstance(c, Concept)]
+        asked = [label for c in classes for label in (c.label, *c.override)]
+        outside = [label for label in (*asked, *self.without) if label >= len(self.labels)]
+        if outside:
+            raise ValueError(f"names label {outside[0]} among {len(self.labels)} labels")
+        return self
+
+
 def read_card(meta: Mapping[str, str], where: str) -> dict[str, Any]:
-    """The card that `write_model` put into the metadata. Raises ValueError if there is none."""
+    """The card that `write_model` put into the metadata; see `check_card`."""
     if "sfd" not in meta:
         raise ValueError(f"{where}: not written by sfd (no card in its metadata)")
-    return json.loads(meta["sfd"])
+    try:
+        card = json.loads(meta["sfd"])
+    except ValueError as error:
+        raise ValueError(f"{where}: the card in its metadata is not JSON: {error}") from None
+    return check_card(card, where)
+
+
+def check_card(card: Any, where: str) -> dict[str, Any]:
+    """A model's card, as it is. Raises ValueError, in one line, on another version's, and on what
+    is missing or of another form.
+    """
+    schema = card.get("schema") if isinstance(card, dict) else None
+    if schema != SCHEMA:
+        raise ValueError(
+            f"{where}: its card's schema is {schema!r}, this version of sfd reads {SCHEMA!r}"
+        )
+    model = _StudentCard if card.get("role") == "student" else _Card
+    content.check(card, model, f"{where}, its card")
+    return card
 
 
 def read_json(path: Path) -> dict[str, Any]:

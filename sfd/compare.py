@@ -57,12 +57,10 @@ def _names(files: Sequence[Path]) -> list[str]:
 
 def _read(file: Path) -> dict[str, Any]:
     audit = seal.read(file)
-    seal.coherent(audit, str(file))
+    seal.check_old(audit, str(file))
     lacking = [key for key in ("suite", "subject", "evidence") if key not in audit]
     if lacking:
         raise ValueError(f"{file}: has no {', '.join(lacking)}")
-    if seal.HASH in audit:
-        seal.same_hash(audit, str(file))
     return audit
 
 

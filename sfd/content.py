@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -58,7 +58,7 @@ def find(kind: str, name: str) -> Path:
         raise ValueError(f"{name}: no such file{did_you_mean(direct.stem, names(kind))}")
     for root in roots(kind):
         for path in (root / f"{name}.yaml", root / name):
-            if path.exists():
+            if name not in ("", ".", "..") and path.exists():
                 return path
     raise ValueError(f"no {kind} called {name!r}{did_you_mean(name, names(kind))}")
 
@@ -106,7 +106,8 @@ def parse_yaml(text: str, where: str) -> Any:
         mark = error.problem_mark
         line = f", line {mark.line + 1}" if mark else ""
         raise ValueError(f"{where}{line}: not valid YAML: {error.problem}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        # the last two: a date that there is not, a number of thousands of digits, a pit of brackets
         raise ValueError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
 
 
@@ -198,6 +199,26 @@ def atomic(path: Path) -> Iterator[BinaryIO]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_writable(folder: Path) -> None:
+    """Find out before the work whether files can be put into a folder; it leaves nothing behind.
+
+    Raises ValueError where it is a file, OSError where it cannot be made or written into.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder}: is a file, and a folder is needed: name another")
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    trial = folder / ".writable"
+    try:
+        with atomic(trial):
+            pass
+        trial.unlink()
+    finally:
+        for path in made:
+            # another process may have begun to fill it
+            with suppress(OSError):
+                path.rmdir()
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:

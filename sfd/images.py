@@ -121,7 +121,7 @@ def _read_metadata(folder: Path, key: str) -> tuple[np.ndarray, list[str]]:
             name, text = row["file_name"], row[key]
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise ValueError(f"{path}, line {number}: needs file_name and {key}: {error}") from None
-        images.append(read_image(folder / name))
+        images.append(read_image(folder / str(name)))
         said.append(str(text))
     shapes = {image.shape for image in images}
     if len(shapes) > 1:
@@ -154,6 +154,9 @@ def _read_idx(folder: Path, prefix: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _read_npz(path: Path, other: str = "labels") -> tuple[np.ndarray, np.ndarray]:
+    # numpy takes what is no archive for a pickle, and says so
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"{path}: truncated or not an npz")
     try:
         with np.load(path, allow_pickle=False) as file:
             if "images" not in file or other not in file:

@@ -34,7 +34,10 @@ def _batched(
     batch: int,
 ) -> Generate:
     def generate(raw: Raw, seeds: np.ndarray) -> np.ndarray:
-        seeds = np.asarray(seeds, np.int64)
+        seeds = np.asarray(seeds)
+        if len(seeds) and seeds.dtype.kind not in "iu":
+            raise ValueError("seeds must be whole numbers below 2**63")
+        seeds = seeds.astype(np.int64)
         if len(raw) != len(seeds):
             raise ValueError(f"{len(raw)} conditions for {len(seeds)} seeds: give one each")
         if len(seeds) and seeds.min() < 0:

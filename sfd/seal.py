@@ -41,9 +41,11 @@ def write(path: Path, audit: Mapping[str, Any]) -> dict[str, Any]:
 def file_of(path: Path) -> Path:
     """An audit.json, or the one in a run folder. Raises ValueError where there is none."""
     file = path / "audit.json" if path.is_dir() else path
-    if not file.is_file():
+    if file.is_file():
+        return file
+    if file.name == "audit.json" and file.parent.is_dir():
         raise ValueError(f"{file}: no such file; run `sfd audit {file.parent}` first")
-    return file
+    raise ValueError(f"{path}: no such file or folder; name an audit.json, or the folder it is in")
 
 
 def read(path: Path) -> Any:
@@ -93,9 +95,17 @@ def check(audit: Any, where: str) -> None:
     coherent_schema(audit, where)
     if HASH not in audit:
         raise ValueError(f"{where}: has no {HASH}: an earlier version wrote it, audit again")
+    same_hash(audit, where)
     if wrong := _schema_error(audit):
         raise ValueError(f"{where}: {wrong}")
-    same_hash(audit, where)
+    coherent(audit, where)
+
+
+def check_old(audit: Any, where: str) -> None:
+    """`check`; of an audit without a hash, which an earlier version wrote, its verdict alone."""
+    coherent_schema(audit, where)
+    if HASH in audit:
+        check(audit, where)
     coherent(audit, where)
 
 

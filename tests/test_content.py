@@ -78,6 +78,28 @@ def test_not_text():
     assert "c.yaml" in refused(concepts.read, "./c.yaml")
 
 
+@pytest.mark.parametrize("value", ["2023-99-99", "9" * 5001, "[" * 5000])
+def test_values_that_yaml_cannot_hold_name_their_file(value):
+    put("odd.yaml", f"a: {value}")
+    assert refused(content.read_yaml, Path("odd.yaml")).startswith("odd.yaml: not valid YAML")
+
+
+@pytest.mark.parametrize("name", ["", ".", ".."])
+def test_a_name_that_is_none_finds_no_folder(name):
+    assert f"no configs called {name!r}" in refused(content.find, "configs", name)
+
+
+def test_whether_a_folder_can_be_written_is_found_without_a_trace():
+    put("file", "")
+    Path("here").mkdir()
+    content.check_writable(Path("here"))
+    content.check_writable(Path("new/deep"))
+    assert sorted(p.name for p in Path().rglob("*")) == ["file", "here"]
+    assert "file: is a file" in refused(content.check_writable, Path("file"))
+    with pytest.raises(OSError):
+        content.check_writable(Path("/proc/nothing/here"))
+
+
 def test_missing_content_names_the_nearest():
     assert "did you mean 'digits-three'?" in refused(concepts.read, "digits-thre")
     assert "no such file" in refused(concepts.read, "./nowhere.yaml")
@@ -321,6 +343,13 @@ def test_read_npz():
 def test_wrong_npz(arrays, message):
     np.savez("a.npz", **arrays)
     assert message in refused(images.read_labelled, "a.npz")
+
+
+def test_what_is_no_npz_is_said_to_be_none_and_no_pickle():
+    Path("a.npz").write_text("garbage")
+    for read in (images.read_labelled, images.read_captioned, suites.read_reference):
+        said = refused(read, "a.npz")
+        assert "a.npz: truncated or not an npz" in said and "pickle" not in said
 
 
 @pytest.mark.parametrize("kept", [0, 50, -30])

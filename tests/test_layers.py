@@ -51,6 +51,8 @@ SIDEWAYS = {
     ("solvers", "schedules"): "the levels that a solver visits",
     # 1
     ("classifiers", "checkpoints"): "a judge's weights are a tensor file",
+    ("checkpoints", "concepts"): "a student's card says what was forgotten",
+    ("checkpoints", "configs"): "and names its teacher as a recipe does",
     ("features", "classifiers"): "a feature extractor is a classifier's last layer",
     # 2
     ("forgetting", "teachers"): "a rule sees the teacher's contract",

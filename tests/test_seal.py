@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
 from typer.testing import CliRunner
 
-from sfd import cli, report, seal, verbs
+from sfd import cli, compare, report, seal, verbs
 
 ROOT = Path(__file__).resolve().parents[1]
 SHA = "5e" * 32
@@ -89,6 +89,25 @@ def test_a_changed_word_is_found_in_one_line_and_not_reported(file):
     refused(file, "was changed after it was written")
     with pytest.raises(ValueError, match="was changed after"):
         report.write(file.parent)
+
+
+@pytest.mark.parametrize("change", [{"subject": 3}, {"evidence": None}, {"suite": []}])
+def test_an_audit_of_another_form_is_neither_reported_nor_compared(file, change):
+    other = Path("other/audit.json")
+    seal.write(other, audit_of())
+    rewritten(file, lambda audit: audit.update(change))
+    for call in (lambda: report.write(file), lambda: compare.compare([other, file])):
+        with pytest.raises(ValueError, match=f"run/audit.json: {next(iter(change))}") as error:
+            call()
+        assert "\n" not in str(error.value)
+
+
+def test_a_report_is_written_from_the_file_itself(file):
+    assert report.write(file) == file.with_name("report.html")
+    moved = file.rename(file.with_name("mine.json"))
+    assert report.write(moved).is_file() and "mine.json" in report.write(moved).read_text()
+    with pytest.raises(ValueError, match="nowhere: no such file or folder"):
+        report.write(Path("nowhere"))
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,18 @@ def direct(found):
 # --- a callable ----------------------------------------------------------------------------------
 
 
+def test_where_it_goes_is_looked_at_before_anything_is_drawn():
+    Path("file").write_text("")
+
+    def never(raw, seeds):
+        raise AssertionError("was drawn from")
+
+    with pytest.raises(ValueError, match="file: is a file"):
+        audited(never, "file")
+    with pytest.raises(OSError):
+        audited(never, "/proc/nothing/here")
+
+
 def test_a_callable_that_forgot():
     found = audited(forgot, labels=LABELS)
     assert statuses(found) == {

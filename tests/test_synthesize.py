@@ -195,6 +195,70 @@ def test_no_two_of_seed_try_and_place_share_an_image():
         asking.seeds(2**22, places, 0)
 
 
+def remove(path):
+    path.unlink()
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+def overwrite(path):
+    path.write_text("text")
+
+
+def drop_lines(path):
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-3]))
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil", "says"),
+    [
+        ("000001/00000012.png", remove, "000001/00000012.png: not a readable image"),
+        ("000001/00000012.png", cut, "000001/00000012.png: not a readable image"),
+        ("000001/00000012.png", overwrite, "000001/00000012.png: not a readable image"),
+        (META, cut, "metadata.jsonl, line 30: not JSON"),
+        (META, drop_lines, "metadata.jsonl: lists 27 images, its folders hold 30"),
+    ],
+)
+def test_a_damaged_dataset_is_refused_and_the_mend_is_true(student, name, spoil, says):
+    make(student, "set")
+    spoil(Path("set", name))
+    for _ in range(2):
+        with pytest.raises(ValueError, match=says) as error:
+            make(student, "set")
+        assert "into another folder" in str(error.value) and "\n" not in str(error.value)
+    make(student, "again")
+    shutil.copyfile(Path("again", name), Path("set", name))
+    assert make(student, "set")["kept"] == 30
+    assert files(Path("set")) == files(Path("again"))
+
+
+def test_real_images_that_do_not_fit_are_found_before_the_drawing(run):
+    Path("real/right").mkdir(parents=True)
+    for real, says in (("nowhere", "no such data"), ("real", "no images in it")):
+        with pytest.raises(ValueError, match=says):
+            verbs.synthesize_run(run, Path("set"), n=4, usefulness=(real, real))
+    images_of = np.zeros((2, 4, 4, 1), np.uint8)
+    np.savez("two.npz", images=images_of, labels=np.arange(2))
+    with pytest.raises(ValueError, match=r"two.npz: no class 'top'"):
+        verbs.synthesize_run(
+            run, Path("set"), n=4, labels="right,top", usefulness=("two.npz", "two.npz")
+        )
+    assert not Path("set").exists()
+
+
+def test_python_says_labels_and_balance_as_data_and_counts_as_whole_numbers(run):
+    asked = {"labels": ["right", "top"], "balance": {"right": 2, "top": 1}, "detectors": []}
+    _, report = verbs.synthesize_run(run, Path("set"), n=6, tries=1, **asked)
+    assert {name: row["asked"] for name, row in report["by"].items()} == {"right": 4, "top": 2}
+    with pytest.raises(ValueError, match=r"balance 'right=1.5'"):
+        verbs.synthesize_run(run, Path("other"), n=6, balance={"right": 1.5})
+    for wrong in ({"n": 1.5}, {"n": "x"}, {"n": 4, "seed": 0.5}, {"n": 4, "batch": 2.0}):
+        with pytest.raises(ValueError, match="whole number"):
+            verbs.synthesize_run(run, Path("other"), **wrong)
+
+
 def test_other_arguments_are_refused_in_one_line(student):
     make(student, "set")
     for changed, says in (
@@ -488,6 +552,10 @@ def test_a_reviewed_sample_bounds_without_a_detector(student):
     fill(["perhaps"] * 10)
     with pytest.raises(ValueError, match="line 2"):
         bounds.read_review(path)
+    for row in ("a.png", "a.png,no,yes"):
+        path.write_text(f"file_name,found\nb.png,no\n{row}\n\n")
+        with pytest.raises(ValueError, match="line 3: . columns, 2 are named"):
+            bounds.read_review(path)
 
 
 def test_a_sample_of_3000_clean_images_bounds_at_a_tenth_of_a_percent():

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from sfd import networks, schedules, teachers
+from sfd import checkpoints, networks, sample, schedules, teachers
 from sfd.teachers.ddpm import DDPMDenoiser, DiscreteTimes, predicted_x0
 from sfd.teachers.edm import EDMDenoiser
 
@@ -366,6 +366,83 @@ def test_one_hot():
     for label in (3, -1):
         with pytest.raises(ValueError, match=f"label {label} is outside"):
             teachers.one_hot([label], 3, CPU)
+
+
+@pytest.mark.parametrize("label", ["right", 1.5, [1], np.float32(1)])
+def test_a_condition_that_is_no_class_number_is_refused(label):
+    with pytest.raises(ValueError, match="give a class's number, 0 to 2") as error:
+        teachers.one_hot([label], 3, CPU)
+    one_line(error)
+
+
+# --- model files ---------------------------------------------------------------------------------
+
+CONCEPT = {"name": "a", "label": 0, "label_name": "a", "override": {"1": 1.0}, "classifier": "j"}
+
+
+def student_file(path, change=lambda card: None, spoil=lambda tensors: None):
+    """A student of two labels, with a change of its card and of its weights."""
+    options = {"shape": [1, 2, 2], "label_dim": 2, "width": 4}
+    spec = {"kind": "edm", "network": "mlp", "options": options}
+    card = {
+        "schema": "sfd/model/1", "role": "student", "name": "s", "spec": spec, "shape": [1, 2, 2],
+        "labels": ["a", "b"], "without": [], "sigma_range": [0.002, 80.0], "sigma_init": 2.5,
+        "concepts": [CONCEPT], "teacher": {"name": "mixture", "options": {}, "sha256": "0" * 64},
+    }  # fmt: skip
+    tensors = teachers.build_denoiser(spec).state_dict()
+    changed = change(card)
+    spoil(tensors)
+    text = changed if isinstance(changed, str) else json.dumps(card)
+    checkpoints.write_tensors(path, tensors, {"sfd": text})
+    return path
+
+
+def test_seeds_are_whole_numbers(tmp_path):
+    student = sample.load(student_file(tmp_path / "s.safetensors"))
+    assert student.sample([1, None], [3, 4]).shape == (2, 2, 2, 1)
+    assert student.sample([], []).shape[0] == 0
+    for seeds in ([0.5], ["a"], [2**70]):
+        with pytest.raises(ValueError, match="seeds must be whole numbers"):
+            student.sample([1], seeds)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(tmp_path, value):
+    def spoil(tensors):
+        tensors["model.net.2.bias"][1] = value
+
+    with pytest.raises(ValueError, match="'model.net.2.bias' holds values that are not") as error:
+        sample.load(student_file(tmp_path / "s.safetensors", spoil=spoil))
+    assert "s.safetensors" in one_line(error)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda card: "{", "the card in its metadata is not JSON"),
+        (lambda card: "[1]", "schema is None"),
+        (lambda card: card.update(schema="sfd/model/9"), "schema is 'sfd/model/9'"),
+        (lambda card: card.pop("labels") and None, "key 'labels' is missing"),
+        (lambda card: card.pop("spec") and None, "key 'spec' is missing"),
+        (lambda card: card.pop("concepts") and None, "key 'concepts' is missing"),
+        (lambda card: card.pop("teacher") and None, "key 'teacher' is missing"),
+        (lambda card: card["teacher"].pop("sha256") and None, "'teacher.sha256' is missing"),
+        (lambda card: card["teacher"].pop("name") and None, "exactly one of name"),
+        (lambda card: card.update(sigma_init="x"), "sigma_init: Input should be a valid number"),
+        (lambda card: card.update(sigma_init=0), "sigma_init: Input should be greater than 0"),
+        (lambda card: card.update(without=[2]), "names label 2 among 2 labels"),
+        (lambda card: card.update(labels=["a", "b", "c"]), "not one of shape [1, 2, 2] and 3"),
+        (lambda card: card.update(shape=[1, 3, 2]), "not one of shape [1, 3, 2] and 2 labels"),
+        (lambda card: card["spec"].update(kind="x"), "spec builds no network"),
+        (lambda card: card["spec"].update(options=3), "spec builds no network"),
+        (lambda card: card.update(concepts=[{}]), "concepts.0"),
+        (lambda card: card.update(concepts=[CONCEPT | {"label": 5}]), "names label 5 among 2"),
+    ],
+)
+def test_cards_of_the_wrong_form_are_refused_in_one_line(tmp_path, change, says):
+    with pytest.raises(ValueError) as error:
+        sample.load(student_file(tmp_path / "s.safetensors", change))
+    assert says in one_line(error) and "s.safetensors" in str(error.value)
 
 
 def test_uint8_round_trip():

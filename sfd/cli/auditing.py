@@ -133,7 +133,7 @@ def compare(
 
 
 def report(
-    folder: str,
+    folder: Annotated[str, typer.Argument(help="A run folder, or the audit.json in it.")],
     markdown: Annotated[
         bool, typer.Option("--markdown", help="Print a model card's section instead.")
     ] = False,

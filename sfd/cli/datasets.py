@@ -68,23 +68,21 @@ def synthesize(
     shard = shard or f"{rank}/{size}"
     where = str(jobs.device_of(device))
     folder_of = Path(out).expanduser()
+    if webdataset:
+        tars.check_place(folder_of, Path(webdataset).expanduser())
     with progress_bars() as progress:
-        student, report = verbs.synthesize_run(
+        _, report = verbs.synthesize_run(
             Path(run).expanduser(), folder_of, labels=labels, balance=balance,
             prompts=prompt or [], prompt_list=prompts, detectors=detector or [], private=private,
             private_features=private_features, private_quantile=private_quantile, tries=tries,
             c2pa=c2pa, shard=shard, batch=batch, size=folder, keep_refused=keep_quarantine,
-            device=where, progress=progress, **given,
+            usefulness=usefulness, device=where, progress=progress, **given,
         )  # fmt: skip
         if report is None:
             say(f"{out}: shard {shard} is done, others are not; the last one writes the card")
             return
         if reviewed:
             report = verbs.add_review(folder_of, report, Path(reviewed))
-        if usefulness:
-            report = verbs.add_usefulness(
-                folder_of, report, student, *usefulness, device=where, progress=progress
-            )
         if webdataset:
             count = tars.write(folder_of, Path(webdataset).expanduser())
             say(f"{webdataset}: {count} tar files")

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import TypeAdapter
 
 from sfd import content, noise, sample, teachers
 from sfd.attacks import Victim
-from sfd.concepts import AnyConcept, Concept, PromptConcept
-from sfd.concepts.prompts import Prompt
+from sfd.concepts import AnyConcept, Concept
 from sfd.eval.shots import Ask
 from sfd.sample import Student
 from sfd.teachers import Teacher
@@ -52,17 +52,7 @@ class Subject:
 
 def concepts_of(card: dict[str, Any]) -> list[AnyConcept]:
     """The concepts that a student's card says it has forgotten."""
-    return [_of_prompts(c) if "holdout" in c else _of_class(c) for c in card["concepts"]]
-
-
-def _of_class(stored: dict[str, Any]) -> Concept:
-    return Concept(**{**stored, "override": {int(k): v for k, v in stored["override"].items()}})
-
-
-def _of_prompts(stored: dict[str, Any]) -> PromptConcept:
-    lists = ("forget", "override", "negative", "retain")
-    holdout = tuple(Prompt(**row) for row in stored["holdout"])
-    return PromptConcept(**{**stored, **{k: tuple(stored[k]) for k in lists}, "holdout": holdout})
+    return TypeAdapter(list[AnyConcept]).validate_python(card["concepts"])
 
 
 def of_student(path: Path, device: str, concepts: Sequence[AnyConcept] | None = None) -> Subject:

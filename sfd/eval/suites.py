@@ -311,6 +311,9 @@ def read_reference(name: str) -> Reference:
         if name not in known:
             raise ValueError(f"no reference called {name!r}{content.did_you_mean(name, known)}")
         path = known[name]
+    # numpy takes what is no archive for a pickle, and says so
+    if path.is_file() and not zipfile.is_zipfile(path):
+        raise ValueError(f"{path}: truncated or not an npz, which a reference is")
     try:
         with np.load(path, allow_pickle=False) as file:
             meta = json.loads(str(file["meta"]))

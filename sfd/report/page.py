@@ -8,35 +8,33 @@ from sfd.report.numbers import count, decimal, log_position, measured, percent, 
 from sfd.report.view import view
 
 
-def write(folder: Path) -> Path:
-    """The report of what a run or an audit left in `folder`, as `folder/report.html`.
+def write(path: Path) -> Path:
+    """The report of what a run or an audit left in a folder, as `report.html` there.
 
-    Only audit.json is needed; what else is missing is named in the report. Raises ValueError, in
-    one line, if audit.json is missing, is not JSON, has another schema, is not what its hash says,
-    or has a verdict better than its worst claim.
+    `path` is the folder, or the audit.json in it. Only that is needed; what else is missing is
+    named in the report. Raises ValueError, in one line, if audit.json is missing, is not JSON, is
+    not of the schema, is not what its hash says, or has a verdict better than its worst claim.
     """
     import jinja2
 
-    audit = read(folder)
+    file, audit = seal.file_of(path), read(path)
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.ChainableUndefined, trim_blocks=True, lstrip_blocks=True
     )
     filters = (percent, points, decimal, count, plain, measured, log_position)
     environment.filters |= {each.__name__: each for each in filters}
     template = Path(__file__).with_name("page.html.jinja").read_text(encoding="utf-8")
-    page = environment.from_string(template).render(view(audit, folder))
-    content.write_atomic(folder / "report.html", page)
-    return folder / "report.html"
+    page = environment.from_string(template).render(view(audit, file))
+    content.write_atomic(file.with_name("report.html"), page)
+    return file.with_name("report.html")
 
 
-def read(folder: Path) -> dict[str, Any]:
-    """The audit in a folder, fit to be reported. Raises ValueError as `write` does.
+def read(path: Path) -> dict[str, Any]:
+    """An audit.json, or the one in a folder, fit to be reported. Raises ValueError as `write` does.
 
     One without a hash, of an earlier version, is read all the same.
     """
-    path = seal.file_of(folder)
-    audit = seal.read(path)
-    seal.coherent(audit, str(path))
-    if seal.HASH in audit:
-        seal.same_hash(audit, str(path))
+    file = seal.file_of(path)
+    audit = seal.read(file)
+    seal.check_old(audit, str(file))
     return audit

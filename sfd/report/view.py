@@ -19,9 +19,10 @@ WIDEST = 24  # labels of the matrix, and classes of the sheets, that are shown u
 LONGEST = 200_000  # characters of a file that is shown folded
 
 
-def view(audit: Json, folder: Path) -> dict[str, Any]:
-    """All that the template shows."""
-    names = ("audit.json", "recipe.yaml", "provenance.json", "stats.jsonl", "curves.jsonl")
+def view(audit: Json, file: Path) -> dict[str, Any]:
+    """All that the template shows of an audit, and of what lies beside its file."""
+    folder = file.parent
+    names = (file.name, "recipe.yaml", "provenance.json", "stats.jsonl", "curves.jsonl")
     absent = [f"evidence.{name}" for name in PARTS if not part(audit, name)]
     absent += [name for name in names if not (folder / name).is_file()]
     files = [folder / name for name in names[:3] if name not in absent]
@@ -53,7 +54,7 @@ def view(audit: Json, folder: Path) -> dict[str, Any]:
         "texts": {k: v if len(v) < LONGEST else "too long" for k, v in texts.items()},
         "absent": absent,
         "hash": audit.get(seal.HASH),
-        "signature": _signature(folder / "audit.json"),
+        "signature": _signature(file),
     }
 
 
@@ -62,7 +63,7 @@ def _signature(path: Path) -> dict[str, str | None]:
     try:
         return {"key": seal.signer(path)}
     except ValueError:
-        return {"wrong": f"{seal.signature_file(path).name} is not of this audit.json"}
+        return {"wrong": f"{seal.signature_file(path).name} is not of this {path.name}"}
 
 
 def records(path: Path) -> list[dict[str, Any]]:

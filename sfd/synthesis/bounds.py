@@ -120,7 +120,11 @@ def read_review(path: Path) -> dict[str, bool | None]:
         raise ValueError(f"{path}: its first line must be {','.join(COLUMNS)}")
     found: dict[str, bool | None] = {}
     for number, row in enumerate(rows[1:], 2):
-        answer = row[1].strip().lower() if len(row) > 1 else ""
+        if not row:
+            continue
+        if len(row) != len(rows[0]):
+            raise ValueError(f"{path}, line {number}: {len(row)} columns, {len(rows[0])} are named")
+        answer = row[1].strip().lower()
         if answer not in ANSWERS or row[0] in found:
             raise ValueError(f"{path}, line {number}: each image once, found is yes or no")
         found[row[0]] = ANSWERS[answer]

@@ -55,11 +55,15 @@ def synthesize(
     place and a try has one seed and one batch whatever is resumed and whoever draws it, so the
     files are the same bytes; of images that `credentials` sign, the pixels and the text are, for
     signatures and their identifiers are random. Raises ValueError, in one line, where `out` holds
-    something else, was begun with other arguments, or nothing in a folder is clean; OSError on a
-    full disk.
+    something else, was begun with other arguments, is finished but damaged, or nothing in a folder
+    is clean; OSError on a full disk.
     """
-    if n < 1 or tries < 1 or batch < 1 or size < 1:
-        raise ValueError("n, tries, batch and the images of a folder must be 1 or more")
+    numbers = (n, tries, batch, size, seed)
+    if not all(isinstance(number, int) for number in numbers) or min(n, tries, batch, size) < 1:
+        raise ValueError(
+            "n, tries, batch and the images of a folder must be whole numbers of 1 or more, and the"
+            " seed a whole number"
+        )
     layout = Layout(out, n, size)
     asking.seeds(seed, np.array([n - 1]), tries - 1)  # raises before the folder is anybody's
     plan = {
@@ -78,6 +82,8 @@ def synthesize(
         "c2pa": credentials.sha256 if credentials else None,
     }
     _claim(layout, plan)
+    if layout.finished:
+        folders.check(layout)
     done, total = 0, folders.remaining(layout, shard)
 
     def count(images: int) -> None:

@@ -26,6 +26,10 @@ from sfd.synthesis.screening import Screen, Seen
 
 META = "metadata.jsonl"
 HIDDEN = ".sfd"
+MEND = (
+    "the dataset is damaged: put the file back from a copy, or draw it again into another folder,"
+    " which makes the same images"
+)
 SOURCE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 XMP = (
     '<x:xmpmeta xmlns:x="adobe:ns:meta/">'
@@ -313,10 +317,29 @@ def _refused_rows(layout: Layout) -> Iterator[Row]:
 
 
 def read_lines(path: Path) -> Iterator[Row]:
-    """The rows of a list, one at a time."""
-    with path.open(encoding="utf-8") as file:
-        for line in file:
-            yield json.loads(line)
+    """The rows of a list, one at a time. Raises ValueError that names the line that is none."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise ValueError(f"{path}, line {number}: not JSON: {error}; {MEND}") from None
+            if not isinstance(row, dict):
+                raise ValueError(f"{path}, line {number}: is no row of a dataset; {MEND}")
+            yield row
+
+
+def check(layout: Layout) -> None:
+    """Raises ValueError unless all that a finished dataset lists is there and is a whole image."""
+    listed, path = 0, layout.out / META
+    for listed, row in enumerate(read_lines(path), 1):  # noqa: B007
+        try:
+            images.read_image(layout.out / str(row.get("file_name")))
+        except ValueError as error:
+            raise ValueError(f"{error}; {MEND}") from None
+    there = sum(1 for i in layout.numbers for _ in layout.folder(i).glob("*.png"))
+    if there != listed:
+        raise ValueError(f"{path}: lists {listed} images, its folders hold {there}; {MEND}")
 
 
 def _write_lines(path: Path, rows: Iterator[Row]) -> None:

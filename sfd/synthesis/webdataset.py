@@ -20,8 +20,7 @@ def write(out: Path, to: Path) -> int:
     prompt), KEY its place. Raises ValueError where `to` lies inside `out`, whose readers would open
     the tars too.
     """
-    if to.resolve().is_relative_to(out.resolve()):
-        raise ValueError(f"{to}: lies inside the image folder, which it must not: name another")
+    check_place(out, to)
     rows = folders.read_lines(out / META)
     count = 0
     for count, (number, group) in enumerate(  # noqa: B007
@@ -37,6 +36,13 @@ def write(out: Path, to: Path) -> int:
                 info.size = len(data)
                 tar.addfile(info, io.BytesIO(data))
     return count
+
+
+def check_place(out: Path, to: Path) -> None:
+    """Raises ValueError or OSError unless `to` can hold the tars of the image folder `out`."""
+    if to.resolve().is_relative_to(out.resolve()):
+        raise ValueError(f"{to}: lies inside the image folder, which it must not: name another")
+    content.check_writable(to)
 
 
 def _members(out: Path, rows: Iterator[dict[str, Any]]) -> Iterator[tuple[str, bytes]]:

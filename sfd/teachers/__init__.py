@@ -210,9 +210,33 @@ def read_file(path: Path) -> tuple[nn.Module, dict[str, Any]]:
     """The denoiser and the card of a model file. Raises ValueError on any mismatch."""
     tensors, meta = checkpoints.read_tensors(path)
     card = checkpoints.read_card(meta, str(path))
-    denoiser = build_denoiser(card["spec"])
+    try:
+        denoiser = build_denoiser(card["spec"])
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}, its card: spec builds no network: {error}") from None
     checkpoints.load_strictly(denoiser, tensors, str(path))
-    return denoiser.eval().requires_grad_(False), card
+    denoiser = denoiser.eval().requires_grad_(False)
+    _check_fit(denoiser, card, str(path))
+    return denoiser, card
+
+
+def _check_fit(denoiser: nn.Module, card: Mapping[str, Any], where: str) -> None:
+    """Raises ValueError unless a network takes images of its card's shape, asked in its labels.
+
+    One of prompts is asked through its teacher's folder, which is not read here.
+    """
+    if not card["labels"]:
+        return
+    x, cond = torch.zeros(1, *card["shape"]), torch.zeros(1, len(card["labels"]))
+    try:
+        made = list(denoiser(x, torch.ones(1), cond).shape[1:])
+    except RuntimeError:
+        made = None
+    if made != card["shape"]:
+        raise ValueError(
+            f"{where}, its card: the network is not one of shape {card['shape']} and"
+            f" {len(card['labels'])} labels"
+        )
 
 
 def load_file(path: Path, device: torch.device) -> Teacher:

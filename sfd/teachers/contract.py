@@ -5,6 +5,7 @@ Denoiser: `x0 = denoiser(x, sigma, cond)`, `x [B, C, H, W]` float32, `sigma [B] 
 times, VP scaling, latents, autocast) is the adapter's.
 """
 
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -59,11 +60,20 @@ def one_hot(raw: Raw, classes: int, device: torch.device, null: Sequence[int] = 
     rows = np.zeros((len(raw), classes), np.float32)
     for row, entry in zip(rows, raw, strict=True):
         for label in entry if isinstance(entry, tuple) else (entry,):
-            if label is None or label in null:
+            if label is None:
                 continue
-            if not 0 <= label < classes:
-                raise ValueError(f"label {label} is outside this model's 0 to {classes - 1}")
-            row[int(label)] += 1.0
+            try:
+                index = operator.index(label)
+            except TypeError:
+                raise ValueError(
+                    f"label {label!r}: give a class's number, 0 to {classes - 1} in the order of"
+                    " the model's labels, or None"
+                ) from None
+            if index in null:
+                continue
+            if not 0 <= index < classes:
+                raise ValueError(f"label {index} is outside this model's 0 to {classes - 1}")
+            row[index] += 1.0
     return torch.from_numpy(rows).to(device)
 
 

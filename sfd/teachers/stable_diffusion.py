@@ -65,7 +65,7 @@ def betas_of(betas: dict[str, Any] | list[float]) -> Tensor:
 def folder_of(ref: Mapping[str, Any]) -> Path:
     """The pipeline folder that a student's card names as its teacher. Raises ValueError if gone."""
     embedded = EMBEDDED / str(ref.get("name", ""))
-    folder = embedded if ref.get("name") else Path(ref["diffusers"]).expanduser()
+    folder = embedded if ref.get("name") else Path(ref.get("diffusers") or "").expanduser()
     if not (folder / "model_index.json").is_file():
         raise ValueError(
             f"{folder}: the teacher's pipeline folder is gone; its text encoder and VAE are needed"

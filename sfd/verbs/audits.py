@@ -40,6 +40,7 @@ def audit_file(
     concept are left for people to look at. `clip` is the folder of a CLIP model, for a suite of
     prompts: how well images show what was asked for.
     """
+    content.check_writable(folder)
     opened = open_path(
         path, suite, names=names, original=original, sampling=sampling, device=device
     )
@@ -60,6 +61,7 @@ def audit_function(
     clip: Path | None = None,
 ) -> dict[str, Any]:
     """Audit a function of conditions and seeds by a suite: see `subjects.open_function`."""
+    content.check_writable(folder)
     opened = open_function(
         function, suite, labels=labels, names=names, original=original, device=device
     )
@@ -131,6 +133,7 @@ def run_controls(
     if job.suite is None or not job.concepts:
         raise ValueError(f"{name}: names no suite or no concept, so no answer is known")
     root = out or Path("runs") / f"{Path(name).stem}-controls"
+    content.check_writable(root)
     gold = gold or _gold(job, device=device, say=say, progress=progress)
     innocent = of_student(gold, str(device), job.concepts) if gold else None
     rows = []

@@ -1,7 +1,7 @@
 """Safe synthetic datasets of a run: who screens, what is asked for, and what is added after."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,11 @@ from sfd.eval import suites
 from sfd.eval.subjects import concepts_of
 from sfd.sample import Student
 from sfd.synthesis import asked as asking
-from sfd.synthesis import bounds, credentials, dataset, screening, synthesize, usefulness
+from sfd.synthesis import bounds, credentials, dataset, screening, synthesize
 from sfd.synthesis.asked import Asked
 from sfd.synthesis.dataset import Progress, Report
 from sfd.synthesis.folders import META
+from sfd.synthesis.usefulness import Labelled, first_of_each, matched, measure
 from sfd.verbs.samples import prompts_of
 
 
@@ -35,8 +36,8 @@ def synthesize_run(
     out: Path,
     *,
     n: int,
-    labels: str = "all",
-    balance: str | None = None,
+    labels: str | Sequence[str] = "all",
+    balance: str | Mapping[str, int] | None = None,
     prompts: Sequence[str] = (),
     prompt_list: str | None = None,
     detectors: Sequence[str] = (),
@@ -44,6 +45,7 @@ def synthesize_run(
     private_features: str | None = None,
     private_quantile: float = 0.05,
     c2pa: tuple[str, str] | None = None,
+    usefulness: tuple[str, str] | None = None,
     shard: str = "0/1",
     batch: int = dataset.BATCH,
     device: str = "cpu",
@@ -54,6 +56,7 @@ def synthesize_run(
     `detectors` are `NAME` or `NAME=LABEL,...` (default: the suite's judges, else the concepts').
     `private` are images that none may come too near to, in `private_features` (default: the
     suite's). `c2pa` are the files of a certificate chain and its key, which sign every image.
+    `usefulness` are real labelled images to learn from and to test on: see `add_usefulness`.
     Raises ValueError in one line on anything that does not fit the student.
     """
     out = out.expanduser()
@@ -80,12 +83,30 @@ def synthesize_run(
             "quantile": private_quantile,
             "radius": near.radius,
         }
-    asked = _asked(student, gone, labels, balance, prompts, prompt_list)
+    asked = _asked(student, gone, _words(labels), _parts(balance), prompts, prompt_list)
+    if usefulness:  # found before the drawing, not after
+        names = list(dict.fromkeys(f["label"] for f in asked.fields if "label" in f))
+        _real_images(student, names, *usefulness)
     report = synthesize(
         student, out, asked, found, n=n, private=near, about_private=about, batch=batch,
         credentials=signer, shard=parse_shard(shard), device=device, **options,
     )  # fmt: skip
+    if report and usefulness:
+        progress = options.get("progress")
+        report = add_usefulness(out, report, student, *usefulness, device=device, progress=progress)
     return student, report
+
+
+def _words(labels: str | Sequence[str]) -> str:
+    """Labels as the command line has them."""
+    return labels if isinstance(labels, str) else ",".join(labels)
+
+
+def _parts(balance: str | Mapping[str, int] | None) -> str | None:
+    """A balance as the command line has it."""
+    if isinstance(balance, Mapping):
+        return ",".join(f"{name}={parts}" for name, parts in balance.items())
+    return balance
 
 
 def parse_shard(text: str) -> tuple[int, int]:
@@ -186,15 +207,12 @@ def add_usefulness(
     `train` and `test` are labelled real images; as many of each kind are learned from. The teacher
     draws by `steps` of its own sampler. Raises ValueError for a dataset of prompts.
     """
-    if not student.labels:
-        raise ValueError("--usefulness is for a dataset of labels, this one is of prompts")
     labels = list(report["by"])
-    real = usefulness.matched(train, images.read_labelled(train), labels, student.labels)
-    held = usefulness.matched(test, images.read_labelled(test), labels, student.labels)
+    real, held = _real_images(student, labels, train, test)
     least = int(np.bincount(real[1]).min())
     each = min(least, *(row["kept"] for row in report["by"].values()))
 
-    def of_teacher() -> usefulness.Labelled:
+    def of_teacher() -> Labelled:
         ref = {k: v for k, v in student.card["teacher"].items() if k != "sha256"}
         teacher = teachers.load(**ref, device=torch.device(device))
         generate = sample.teacher_sampler(teacher, steps=steps)
@@ -202,10 +220,10 @@ def add_usefulness(
         asked = [student.labels.index(labels[i]) for i in numbers]
         return generate(asked, np.arange(len(asked))), numbers
 
-    found = usefulness.measure(
+    found = measure(
         {
             "synthetic images": lambda: dataset.labelled(out, labels, each),
-            "real images": lambda: usefulness.first_of_each(real, len(labels), each),
+            "real images": lambda: first_of_each(real, len(labels), each),
             "the teacher's images": functools.cache(of_teacher),
         },
         held,
@@ -215,3 +233,15 @@ def add_usefulness(
         progress=progress,
     )
     return dataset.add(out, report, "usefulness", {**found, "teacher_steps": steps})
+
+
+def _real_images(
+    student: Student, labels: Sequence[str], train: str, test: str
+) -> tuple[Labelled, Labelled]:
+    """Both sets of real images, numbered as `labels`. Raises ValueError where a label has none."""
+    if not student.labels:
+        raise ValueError("--usefulness is for a dataset of labels, this one is of prompts")
+    real, held = (
+        matched(data, images.read_labelled(data), labels, student.labels) for data in (train, test)
+    )
+    return real, held

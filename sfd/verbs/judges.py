@@ -32,9 +32,7 @@ def train_judge(
     asked, kept = configs.load_judge(recipe, overrides), out / "train.yaml"
     pictures, labels, names = images.read_as(data, asked.labels)
     held = images.read_as(heldout, names)[:2] if heldout else None
-    with content.atomic(out / ".writable"):  # found before the training, not after
-        pass
-    (out / ".writable").unlink()
+    content.check_writable(out)
     state, card = calibrate.train_classifier(
         pictures[: asked.rows],
         labels[: asked.rows],

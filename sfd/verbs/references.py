@@ -19,6 +19,8 @@ def write_reference(
     device: torch.device,
 ) -> Path:
     """Write the reference of labelled real images, with the floor that `floor`'s images show."""
+    file = out if out.suffix == ".npz" else out.with_suffix(".npz")
+    content.check_writable(file.parent)
     pictures, labels, names = _read(data, names)
     extract = features.load(extractor, str(device))
     other = None
@@ -34,7 +36,6 @@ def write_reference(
         other=other,
         about=f"{len(pictures)} images of {Path(data).name}",
     )
-    file = out if out.suffix == ".npz" else out.with_suffix(".npz")
     content.write_atomic(file, packed)
     return file
 

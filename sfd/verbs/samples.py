@@ -17,6 +17,7 @@ def sample_labels(student: Student, labels: str, out: Path, *, n: int, seed: int
     for name in asked:
         if name not in names:
             raise ValueError(f"no label {name!r}{content.did_you_mean(name, names)}")
+    content.check_writable(out)
     drawn = []
     for name in asked:
         seeds = np.arange(seed, seed + n)
@@ -41,6 +42,7 @@ def sample_prompts(
     student: Student, prompts: Sequence[str], out: Path, *, n: int, seed: int
 ) -> int:
     """Draw `n` images of each prompt, numbered, with a metadata.jsonl; how many in all."""
+    content.check_writable(out)
     drawn, lines = [], []
     for row, prompt in enumerate(prompts):
         seeds = np.arange(seed, seed + n)

@@ -133,7 +133,8 @@ def _of_ours(
 ) -> Opened:
     """A student or an exported pipeline: its card says what it forgot, and who taught it."""
     if kind == "pipeline":
-        card = checkpoints.read_json(path / pipelines.OURS)
+        file = path / pipelines.OURS
+        card = checkpoints.check_card(checkpoints.read_json(file), str(file))
     else:
         file = path / "student.safetensors" if path.is_dir() else path
         card = checkpoints.read_card(checkpoints.read_meta(file), str(file))
