@@ -47,6 +47,8 @@ SIDEWAYS = {
     # 0
     ("objectives", "schedules"): "a phase draws its own noise levels",
     ("objectives", "solvers"): "a phase follows the target's trajectories",
+    ("objectives", "content"): "options are checked as a recipe's keys are",
+    ("schedules", "content"): "options are checked as a recipe's keys are",
     ("solvers", "schedules"): "the levels that a solver visits",
     # 1
     ("classifiers", "checkpoints"): "a judge's weights are a tensor file",
