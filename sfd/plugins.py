@@ -43,7 +43,7 @@ def blamed(where: str) -> Iterator[None]:
     except ERRORS as error:
         said = " ".join(str(error).split())
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-        raise ValueError(f"{where}: {kind}{said}") from error
+        raise ValueError(f"{where}: {kind}{said}".rstrip(": ")) from error
 
 
 def guarded(function: Callable[..., Any], where: str) -> Callable[..., Any]:
