@@ -232,7 +232,7 @@ def test_diffusers_folder_errors(tmp_path):
     good = tmp_path / "good"
     folder(good)
     assert "names 7" in load_error(good, labels=list("abcdefg"))
-    assert "unexpected keyword" in load_error(good, lables=["a"])
+    assert "unknown key 'lables'; did you mean 'labels'" in load_error(good, lables=["a"])
     weights = good / "unet" / "diffusion_pytorch_model.safetensors"
     data = weights.read_bytes()
     weights.write_bytes(data[: len(data) // 2])
