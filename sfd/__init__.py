@@ -9,11 +9,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sfd.api import audit, run, synthesize
+    from sfd.api import audit, load, run, synthesize
     from sfd.concepts import Concept
     from sfd.forgetting import Batch, Rule
     from sfd.objectives import Draw, Phase
-    from sfd.sample import Student, load
+    from sfd.sample import Student
     from sfd.state import Stopped
     from sfd.teachers import Teacher
 
@@ -21,7 +21,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "run": "sfd.api",
-    "load": "sfd.sample",
+    "load": "sfd.api",
     "audit": "sfd.api",
     "synthesize": "sfd.api",
     "Student": "sfd.sample",

@@ -49,6 +49,15 @@ def run(
     return Outcome(folder, sample.load(folder, str(where)), found, jobs.code_of(found))
 
 
+def load(path: str | Path, device: str = "cpu", batch: int = 250) -> Student:
+    """A student from its file or its run folder, drawing `batch` images at once.
+
+    Raises ValueError if it is not one, or there is no such device.
+    """
+    jobs.check_device(device)
+    return sample.load(path, device, batch)
+
+
 def audit(
     path: str | Path | None = None,
     *,

@@ -2,14 +2,16 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
-from sfd import content, networks
+from sfd import content, networks, schedules
 from sfd.content import Strict
 
 Precision = Literal["fp32", "bf16"]
+Batch = Annotated[int, Field(gt=0, le=1_000_000)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class Named(Strict):
@@ -43,10 +45,10 @@ class Judge(Strict):
     rows: int | None = Field(None, gt=0)
     size: int | None = Field(None, gt=0)
     epochs: int = Field(12, ge=1)
-    batch: int = Field(128, ge=2)
+    batch: int = Field(128, ge=2, le=1_000_000)
     lr: float = Field(3e-3, gt=0)
     weight_decay: float = Field(0.05, ge=0)
-    seed: int = 0
+    seed: Seed = 0
     smoothing: float = Field(0.05, ge=0, lt=1)
     shift: float = Field(0.0, ge=0)
     rotate: float = Field(0.0, ge=0)
@@ -105,7 +107,7 @@ class Pretraining(Strict):
     """`sfd pretrain`'s numbers; counts are in images."""
 
     images: int = Field(gt=0)
-    batch: int = Field(64, gt=0)
+    batch: Batch = 64
     lr: float = Field(1e-3, gt=0)
     warmup: int = Field(5_000, ge=0)
     decay_from: float = Field(0.5, ge=0, le=1)
@@ -114,9 +116,14 @@ class Pretraining(Strict):
     flip: bool = False
     sigma: Named = Named(name="log-normal")
     precision: Precision = "bf16"
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
     checkpoint: int = Field(50_000, gt=0)
     sheets: int = Field(100_000, gt=0)
+
+    @model_validator(mode="after")
+    def _noise_levels_exist(self) -> "Pretraining":
+        schedules.sampler(**self.sigma.model_dump())
+        return self
 
 
 class TeacherRecipe(Strict):
@@ -136,6 +143,8 @@ class TeacherRecipe(Strict):
         bad = [label for label in self.exclude if not 0 <= label < len(self.labels)]
         if bad:
             raise ValueError(f"exclude: no label {bad[0]} among {len(self.labels)}")
+        if len({*self.exclude}) == len(self.labels):
+            raise ValueError("exclude: leaves no label to learn")
         return self
 
 
@@ -145,7 +154,7 @@ class Autoencoder(Strict):
     channels: list[int] = Field(min_length=1)
     latent: int = Field(4, gt=0)
     images: int = Field(gt=0)
-    batch: int = Field(64, gt=0)
+    batch: Batch = 64
     lr: float = Field(1e-3, gt=0)
     kl: float = Field(1e-6, ge=0)
 
@@ -172,14 +181,14 @@ class TextPretraining(Strict):
     """The numbers of the joint training of UNet and text model; counts are in images."""
 
     images: int = Field(gt=0)
-    batch: int = Field(64, gt=0)
+    batch: Batch = 64
     lr: float = Field(1e-3, gt=0)
     warmup: int = Field(5_000, ge=0)
     decay_from: float = Field(0.5, ge=0, le=1)
     ema_images: float = Field(20_000, ge=0)
     caption_dropout: float = Field(0.1, ge=0, lt=1)
     precision: Precision = "bf16"
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
     sheets: int = Field(50_000, gt=0)
 
 
@@ -262,8 +271,8 @@ class Training(Strict):
     """Distillation's numbers; counts are in images of the global batch."""
 
     images: int = Field(gt=0)
-    batch: int = Field(64, gt=0)
-    accumulate: int = Field(1, gt=0)
+    batch: Batch = 64
+    accumulate: Batch = 1
     lr_student: float = Field(gt=0)
     lr_fake: float = Field(gt=0)
     warmup: int = Field(0, ge=0)
@@ -276,7 +285,7 @@ class Training(Strict):
     The fake score starts from the teacher all the same."""
     checkpointing: bool = False
     """Trade time for memory: activations of a large network are computed twice."""
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
     tick: int = Field(1_000, gt=0)
     checkpoint: int = Field(10_000, gt=0)
     watch: int = Field(500, ge=0)

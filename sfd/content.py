@@ -2,9 +2,10 @@
 
 import difflib
 import hashlib
+import inspect
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -17,10 +18,12 @@ _PACKAGE = Path(__file__).resolve().parent
 
 
 class Strict(pydantic.BaseModel):
-    """A frozen record whose unknown keys are errors."""
+    """A frozen record whose unknown keys are errors, and numbers that are not finite."""
 
     # not strict: YAML 1.1 reads the number 1e-6 as a word
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, strict=False)
+    model_config = pydantic.ConfigDict(
+        extra="forbid", frozen=True, strict=False, allow_inf_nan=False
+    )
 
 
 Model = TypeVar("Model", bound=pydantic.BaseModel)
@@ -106,8 +109,9 @@ def parse_yaml(text: str, where: str) -> Any:
         mark = error.problem_mark
         line = f", line {mark.line + 1}" if mark else ""
         raise ValueError(f"{where}{line}: not valid YAML: {error.problem}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        # the last two: a date that there is not, a number of thousands of digits, a pit of brackets
+    except RecursionError:
+        raise ValueError(f"{where}: is nested too deep to be read") from None
+    except (yaml.YAMLError, ValueError) as error:  # a date that there is not, digits by thousands
         raise ValueError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
 
 
@@ -133,6 +137,48 @@ def check(data: dict[str, Any], model: type[Model], where: str) -> Model:
 def load(path: Path, model: type[Model]) -> Model:
     """A YAML file as a strict record. Raises ValueError in one line."""
     return check(read_yaml(path), model, str(path))
+
+
+def options_of(
+    make: Callable[..., Any],
+    options: Mapping[str, Any],
+    where: str,
+    *,
+    taken: Collection[str] = (),
+) -> dict[str, Any]:
+    """Options for `make`, checked against its signature and converted to the types that it states.
+
+    `taken` are parameters that the caller fills itself. Raises ValueError, in one line, on a key
+    that it does not take, one that it misses, a value of another type, or one that is not finite.
+    """
+    parameters = _parameters(make)
+    fields: dict[str, Any] = {
+        p.name: (
+            # a name that cannot be evaluated stands for anything
+            Any if p.annotation is p.empty or isinstance(p.annotation, str) else p.annotation,
+            ... if p.default is p.empty else p.default,
+        )
+        for p in parameters
+        if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD) and p.name not in taken
+    }
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    config = pydantic.ConfigDict(
+        extra="allow" if open_ended else "forbid",
+        allow_inf_nan=False,
+        arbitrary_types_allowed=True,
+        protected_namespaces=(),
+    )
+    model = pydantic.create_model("Options", __config__=config, **fields)
+    record = check(dict(options), model, where)
+    return {key: getattr(record, key) for key in options}
+
+
+def _parameters(make: Callable[..., Any]) -> list[inspect.Parameter]:
+    try:
+        signature = inspect.signature(make, eval_str=True)
+    except NameError:  # an annotation names what only a type checker imports
+        signature = inspect.signature(make)
+    return list(signature.parameters.values())
 
 
 def _explain(error: pydantic.ValidationError, model: type[pydantic.BaseModel]) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import StrictInt
 from scipy.special import ndtr
 from torch import Tensor, nn
 
@@ -53,6 +54,12 @@ class Rule:
     penalty: Callable[[nn.Module, Tensor, Batch], Tensor] | None = None
     mask: Callable[[nn.Module], dict[str, Tensor]] | None = None
     reads_fake: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("target", "penalty", "mask"):
+            hook = getattr(self, name)
+            if not callable(hook) and (hook is not None or name == "target"):
+                raise ValueError(f"a rule's {name} is a function, not {type(hook).__name__}")
 
 
 def _no_notes(options: Mapping[str, Any]) -> tuple[str, ...]:
@@ -161,7 +168,7 @@ def _forget_rows(batch: Batch) -> list[int]:
 # --- anchor --------------------------------------------------------------------------------------
 
 
-def anchor(teacher: Teacher, concepts: Sequence[AnyConcept], *, to: int | str | None) -> Rule:
+def anchor(teacher: Teacher, concepts: Sequence[AnyConcept], *, to: StrictInt | str | None) -> Rule:
     """The teacher at one condition for whatever is forgotten: a superclass, or (None) the null.
 
     `to` is a class by index or name, or a prompt. Ablating Concepts, arXiv 2303.13516.

@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -58,31 +59,52 @@ class Job:
 
 
 def device_of(asked: str | None = None) -> torch.device:
-    """The device asked for; else this process's share of a launch; else CUDA where there is one.
+    """This process's share of a launch; else the device asked for; else CUDA where there is one.
 
     Raises ValueError if it is not there.
     """
+    if asked is not None:
+        check_device(asked)
     if "WORLD_SIZE" in os.environ and int(os.environ["WORLD_SIZE"]) > 1:
         from accelerate import PartialState
 
         launched = PartialState(cpu=asked == "cpu" or not torch.cuda.is_available())
         return torch.device(launched.device or "cpu")
-    device = torch.device(asked or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if device.type == "cuda" and not torch.cuda.is_available():
+    return torch.device(asked or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def check_device(asked: str) -> None:
+    """Raises ValueError unless it is a device that PyTorch has here, and that this runs on."""
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", asked):
+        raise ValueError(f"no device {asked!r}: give cpu, cuda or cuda:NUMBER")
+    if asked == "cpu":
+        return
+    if not torch.cuda.is_available():
         raise ValueError("no CUDA device here: leave --device out, or say --device cpu")
-    return device
+    count = torch.cuda.device_count()
+    if int(asked.partition(":")[2] or 0) >= count:
+        raise ValueError(f"no device {asked!r}: there are {count}, numbered from 0")
 
 
 def lineage(recipe: Recipe) -> list[str]:
-    """Names of the concepts of a recipe and of all those that it starts from, the oldest first."""
-    earlier: list[str] = []
-    if recipe.start:
-        previous = _started_from(recipe.start)
-        earlier = lineage(previous) if previous else []
-    return [*earlier, *(c for c in recipe.concepts if c not in earlier)]
+    """Names of the concepts of a recipe and of all those that it starts from, the oldest first.
+
+    Raises ValueError if recipes start from each other.
+    """
+    chain, starts = [recipe], list[str]()
+    while start := chain[-1].start:
+        if start in starts:
+            way = " -> ".join([*starts, start])
+            raise ValueError(f"start: {way}: starts from itself, so there is no beginning")
+        starts.append(start)
+        chain.append(_started_from(start))
+    found: list[str] = []
+    for link in reversed(chain):
+        found += [name for name in link.concepts if name not in found]
+    return found
 
 
-def _started_from(start: str) -> Recipe | None:
+def _started_from(start: str) -> Recipe:
     """The recipe that a run starts from, by its name, or the one stored in a run folder."""
     folder = Path(start).expanduser()
     if folder.is_dir():
@@ -112,6 +134,8 @@ def prepare(name: str, recipe: Recipe, device: torch.device) -> Job:
     k, interval = recipe.guidance.target, recipe.guidance.interval
     target = replace(teacher, denoiser=teachers.guided(teacher.denoiser, null, k, interval))
     rule = _built(build_rule, f"forgetting.options ({plan.rule})", plan.options, target, found)
+    if plan.rule not in forgetting.RULES:
+        rule = _own_rule(rule, plan.rule)
     if found and not plan.share:
         raise ValueError("forgetting.share is 0, so no image would ever forget: raise it")
     phases = phases_of(recipe, teacher.sigma_init, teacher.sigma_range)
@@ -127,10 +151,29 @@ def phases_of(
     objective = recipe.objective
     entry = plugins.resolve(objectives.TABLE, objective.name, "objectives")
     build = entry.phases if isinstance(entry, objectives.Objective) else entry
-    options = {**objective.options(), "sigma_init": sigma_init}
+    given: dict[str, Any] = {"sigma_init": sigma_init}
     if "sigma_range" in inspect.signature(build).parameters:
-        options["sigma_range"] = sigma_range
-    return tuple(_built(build, f"objective ({objective.name})", options))
+        given["sigma_range"] = sigma_range
+    phases = _built(build, f"objective ({objective.name})", objective.options(), **given)
+    own = objective.name not in objectives.TABLE
+    return _own_phases(phases, objective.name) if own else phases
+
+
+def _own_phases(found: Any, where: str) -> tuple[Phase, ...]:
+    """What a user's own objective returned, its losses guarded. Raises ValueError if no phases."""
+    if not isinstance(found, tuple | list) or not all(isinstance(p, Phase) for p in found):
+        raise ValueError(f"{where}: returned {type(found).__name__}, not a tuple of sfd.Phase")
+    if not found:
+        raise ValueError(f"{where}: returned no sfd.Phase, so nothing would learn")
+    return tuple(replace(phase, loss=plugins.guarded(phase.loss, where)) for phase in found)
+
+
+def _own_rule(found: Any, where: str) -> Rule:
+    """What a user's own rule returned, its hooks guarded. Raises ValueError if it is no Rule."""
+    if not isinstance(found, Rule):
+        raise ValueError(f"{where}: returned {type(found).__name__}, not sfd.Rule")
+    hooks = {"target": found.target, "penalty": found.penalty, "mask": found.mask}
+    return replace(found, **{n: plugins.guarded(h, where) for n, h in hooks.items() if h})
 
 
 def notes(recipe: Recipe) -> tuple[str, ...]:
@@ -164,18 +207,16 @@ def _conditions(recipe: Recipe, teacher: Teacher) -> tuple[list[AnyConcept], lis
     return list(classes), retained
 
 
-def _built(build: Callable[..., Any], where: str, options: Mapping[str, Any], *args: Any) -> Any:
-    """`build(*args, **options)`; an option that it does not take is named with the nearest."""
-    taken = inspect.signature(build).parameters
-    open_ended = any(p.kind is p.VAR_KEYWORD for p in taken.values())
-    known = [p.name for p in taken.values() if p.kind is p.KEYWORD_ONLY]
-    for key in options:
-        if key not in known and not open_ended:
-            raise ValueError(f"{where}: unknown key {key!r}{content.did_you_mean(key, known)}")
+def _built(
+    build: Callable[..., Any], where: str, options: Mapping[str, Any], *args: Any, **given: Any
+) -> Any:
+    """`build(*args, **given, **options)`, the options checked by its signature."""
+    signature = inspect.signature(build)
     try:
-        return build(*args, **options)
+        taken = {*signature.bind_partial(*args, **given).arguments, *given}
     except TypeError as error:
         raise ValueError(f"{where}: {error}") from None
+    return build(*args, **given, **content.options_of(build, options, where, taken=taken))
 
 
 def described(job: Job) -> dict[str, Any]:
@@ -444,5 +485,5 @@ def audit_subject(
     )  # fmt: skip
 
 
-__all__ = ["CODES", "Job", "audit_subject", "device_of", "lineage",
+__all__ = ["CODES", "Job", "audit_subject", "check_device", "device_of", "lineage",
            "notes", "prepare", "run_job", "train_job"]  # fmt: skip

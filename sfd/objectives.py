@@ -4,6 +4,7 @@ Nothing here knows of forgetting: an objective sees `student`, `target` and `fak
 callable `(x, sigma) -> x0` that has its rows' conditions inside.
 """
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -12,11 +13,17 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from sfd import schedules, solvers
+from sfd import content, schedules, solvers
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
 Logs = dict[str, Tensor]
 """Per-sample numbers to average; NaN where a row does not take part."""
+
+NETWORKS = ("student", "fake")
+"""The networks that a phase may teach, and whose weights of a batch it may ask for."""
+
+OFFERED = ("student", "target", "fake", "draw", "memo", "kept")
+"""What a phase's loss may ask for by the names of its parameters."""
 
 BANDS = (0.0, 0.1, 0.5, 2.0, 8.0, float("inf"))
 
@@ -43,7 +50,7 @@ class Phase:
     long as the process: what it holds must follow from the number. Only the networks in `learns`
     have parameters that take a gradient. `weight` says which of the batch's weights multiplies the
     losses. The phase comes in one batch of `every`. `distinct` is how many different images it
-    sees: image numbers start again from 0 after so many.
+    sees: image numbers start again from 0 after so many. Raises ValueError on anything else.
     """
 
     name: str
@@ -57,6 +64,19 @@ class Phase:
         for name, count in (("every", self.every), ("distinct", self.distinct)):
             if count is not None and (not isinstance(count, int) or count < 1):
                 raise ValueError(f"phase {self.name}: {name}={count!r}: give a whole number from 1")
+        networks = " or ".join(NETWORKS)
+        if self.weight not in NETWORKS:
+            raise ValueError(f"phase {self.name}: weight={self.weight!r}: give {networks}")
+        if not isinstance(self.learns, tuple) or not self.learns or {*self.learns} - {*NETWORKS}:
+            raise ValueError(
+                f"phase {self.name}: learns={self.learns!r}: give a tuple of {networks}"
+            )
+        for name in inspect.signature(self.loss).parameters:
+            if name not in OFFERED:
+                raise ValueError(
+                    f"phase {self.name}: its loss asks for {name!r}"
+                    f"{content.did_you_mean(name, OFFERED)}"
+                )
 
 
 @dataclass(frozen=True)
@@ -284,11 +304,8 @@ def _held(
         return ()
     if not isinstance(pairs, Mapping):
         raise ValueError(f"pairs={pairs!r}: give options, such as {{weight: 0.25, pairs: 4000}}")
-    known = ("weight", "pairs", "steps", "sigma_min", "sigma_max")
-    for key in pairs:
-        if key not in known:
-            raise ValueError(f"pairs: unknown key {key!r}; known: {', '.join(known)}")
-    options = {"weight": 0.25, **pairs}
+    fixed = ("sigma_init", "sigma_range")
+    options = {"weight": 0.25, **content.options_of(regression, pairs, "pairs", taken=fixed)}
     (phase,) = regression(sigma_init=sigma_init, sigma_range=sigma_range, **options)
     assert phase.distinct
     # of the images of all batches it sees one in `every`

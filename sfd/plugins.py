@@ -1,28 +1,79 @@
 """A user's own row in any table: `./mine.py:fn`, or an entry point of an installed package."""
 
+import functools
 import importlib.metadata
 import importlib.util
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from sfd import content
 
+ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    MemoryError,
+    NameError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+)
+"""What a mistake in somebody's code raises."""
+
+
+@contextmanager
+def blamed(where: str) -> Iterator[None]:
+    """Around code that is the user's own: its mistakes are a ValueError, one line that says where.
+
+    So is an end of the process that it asks for.
+    """
+    try:
+        yield
+    except SystemExit as error:
+        if type(error) is not SystemExit:  # the command line's own, of a signal
+            raise
+        raise ValueError(f"{where}: SystemExit: {error.code}") from error
+    except ERRORS as error:
+        said = " ".join(str(error).split())
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        raise ValueError(f"{where}: {kind}{said}".rstrip(": ")) from error
+
+
+def guarded(function: Callable[..., Any], where: str) -> Callable[..., Any]:
+    """A function of the user's own, `blamed` whenever it is called; its signature stays."""
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with blamed(where):
+            return function(*args, **kwargs)
+
+    return call
+
 
 def resolve(table: Mapping[str, Any], name: str, kind: str) -> Any:
     """The row called `name`: of `table`, of entry-point group `sfd.<kind>`, or `FILE.py:NAME`.
 
-    Raises ValueError, in one line, if there is none; the nearest known name is suggested.
+    Raises ValueError, in one line, if there is none; the nearest known name is suggested. A
+    function of the user's own is `guarded`.
     """
     if name in table:
         return table[name]
     path, colon, attribute = name.rpartition(":")
     if colon and path.endswith(".py"):
-        return getattr_or_explain(_import_file(Path(path).expanduser()), attribute, path)
+        found = getattr_or_explain(_import_file(Path(path).expanduser()), attribute, path)
+        return guarded(found, name)
     entries = importlib.metadata.entry_points(group=f"sfd.{kind}")
     if name in entries.names:
-        return entries[name].load()
+        with blamed(f"{name}: cannot be imported"):
+            found = entries[name].load()
+        return guarded(found, name) if callable(found) else found
     near = content.did_you_mean(name, [*table, *entries.names])
     raise ValueError(f"no {kind.rstrip('s')} called {name!r}{near} (your own: ./FILE.py:NAME)")
 
@@ -49,10 +100,9 @@ def _import_file(path: Path) -> Any:
     sys.modules[name] = module
     whole = False
     try:
-        spec.loader.exec_module(module)
+        with blamed(f"{path}: cannot be imported"):
+            spec.loader.exec_module(module)
         whole = True
-    except (SyntaxError, ImportError, NameError) as error:
-        raise ValueError(f"{path}: cannot be imported: {error}") from None
     finally:
         if not whole:
             del sys.modules[name]

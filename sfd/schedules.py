@@ -5,7 +5,10 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
+from pydantic import PositiveFloat
 from torch import Tensor
+
+from sfd import content
 
 Sampler = Callable[[Tensor], Tensor]
 Time = TypeVar("Time", Tensor, float)
@@ -46,7 +49,7 @@ def named_betas(*, name: str, start: float, end: float, steps: int) -> Tensor:
     raise ValueError(f"no betas called {name!r}; known: linear, scaled_linear")
 
 
-def log_normal(*, mean: float = -1.2, std: float = 1.2) -> Sampler:
+def log_normal(*, mean: float = -1.2, std: PositiveFloat = 1.2) -> Sampler:
     """ln sigma ~ N(mean, std^2), from u ~ U(0, 1). arXiv 2206.00364, table 1."""
 
     def sample(u: Tensor) -> Tensor:
@@ -56,7 +59,11 @@ def log_normal(*, mean: float = -1.2, std: float = 1.2) -> Sampler:
 
 
 def karras(
-    *, t_max: float = 0.8, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0
+    *,
+    t_max: PositiveFloat = 0.8,
+    sigma_min: PositiveFloat = 0.002,
+    sigma_max: PositiveFloat = 80.0,
+    rho: PositiveFloat = 7.0,
 ) -> Sampler:
     """sigma(1 - t) of the Karras schedule with t ~ U[0, t_max], from u ~ U(0, 1).
 
@@ -69,7 +76,7 @@ def karras(
     return sample
 
 
-def log_uniform(*, sigma_min: float = 0.02, sigma_max: float = 25.0) -> Sampler:
+def log_uniform(*, sigma_min: PositiveFloat = 0.02, sigma_max: PositiveFloat = 25.0) -> Sampler:
     """ln sigma uniform over a range, from u ~ U(0, 1)."""
     low, high = math.log(sigma_min), math.log(sigma_max)
 
@@ -113,6 +120,13 @@ SAMPLERS: dict[str, Callable[..., Sampler]] = {
 }
 
 
-def sampler(name: str, **options: Any) -> Sampler:
-    """A row of SAMPLERS by name: a function from u ~ U(0, 1) `[B]` to sigma float32 `[B]`."""
-    return SAMPLERS[name](**options)
+def sampler(name: str | None = None, **options: Any) -> Sampler:
+    """A row of SAMPLERS by name: a function from u ~ U(0, 1) `[B]` to sigma float32 `[B]`.
+
+    Raises ValueError if there is none, or on options that it does not take.
+    """
+    if name not in SAMPLERS:
+        near = content.did_you_mean(str(name), SAMPLERS)
+        raise ValueError(f"no noise levels called {name!r}{near}")
+    build = SAMPLERS[name]
+    return build(**content.options_of(build, options, f"noise levels {name!r}"))

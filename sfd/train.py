@@ -181,7 +181,10 @@ def call(
     memo: dict[str, Tensor],
     kept: dict[int, Tensor],
 ) -> tuple[Tensor, Logs]:
-    """The phase's losses: each network bound to its rows' conditions, and the rule's penalty."""
+    """The phase's losses: each network bound to its rows' conditions, and the rule's penalty.
+
+    Raises ValueError if the loss, the target or the penalty is not of its contract's form.
+    """
     cond_student = teacher.encode(batch.student)
     cond_fake = teacher.encode(batch.fake)
     seen: dict[str, Tensor] = {}
@@ -198,15 +201,49 @@ def call(
         known = seen.pop("fake_x0", None)  # at this x, if it was asked just before
         if known is None and rule.reads_fake:
             known = networks["fake"](x, sigma, cond_fake)
-        return rule.target(x, sigma, batch, x if known is None else known)
+        x0 = rule.target(x, sigma, batch, x if known is None else known)
+        return _checked(x0, x.shape, x.dtype, "the rule's target")
 
     offered = {"student": student, "fake": fake, "target": target, "draw": draw, "memo": memo,
                "kept": kept}  # fmt: skip
     wanted = inspect.signature(phase.loss).parameters
-    losses, logs = phase.loss(**{name: offered[name] for name in wanted})
+    losses, logs = _losses_and_logs(phase.loss(**{name: offered[name] for name in wanted}), phase)
+    rows, where = (
+        torch.Size([len(batch.student)]),
+        f"phase {phase.name}: its loss, one value a row,",
+    )
+    losses = _checked(losses, rows, torch.float32, where)
     if rule.penalty and "student" in phase.learns:
-        losses = losses + rule.penalty(networks["student"], seen["x_g"], batch)
+        if "x_g" not in seen:
+            raise ValueError(f"phase {phase.name}: its loss never asks the student, which the"
+                             " rule's penalty is on")  # fmt: skip
+        extra = rule.penalty(networks["student"], seen["x_g"], batch)
+        losses = losses + _checked(extra, rows, losses.dtype, "the rule's penalty")
+    if not losses.requires_grad:
+        raise ValueError(f"phase {phase.name}: its loss has no gradient")
     return losses, logs
+
+
+def _losses_and_logs(found: Any, phase: Phase) -> tuple[Any, Logs]:
+    if isinstance(found, tuple) and len(found) == 2 and isinstance(found[1], Mapping):
+        losses, logs = found
+        if all(isinstance(values, Tensor) for values in logs.values()):
+            return losses, dict(logs)
+    raise ValueError(
+        f"phase {phase.name}: its loss returned {type(found).__name__}, not the losses [B] and a"
+        " dictionary of tensors"
+    )
+
+
+def _checked(found: Any, shape: torch.Size, dtype: torch.dtype, what: str) -> Tensor:
+    """What a piece gave, if it is of its contract's shape and type. Raises ValueError if not."""
+    if not isinstance(found, Tensor):
+        raise ValueError(f"{what} is {type(found).__name__}, the contract wants a tensor")
+    if found.shape != shape or found.dtype != dtype:
+        raise ValueError(
+            f"{what} is {found.dtype} {list(found.shape)}, the contract wants {dtype} {list(shape)}"
+        )
+    return found
 
 
 def _add(stats: state.Stats, name: str, values: Tensor) -> None:

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
-from sfd import checkpoints, content
+import sfd as package
+from sfd import checkpoints, cli, content, jobs, verbs
 
 QUICK = ("train.images=6400", "train.checkpoint=3200", "train.watch=50")
 
@@ -133,6 +135,129 @@ def test_unknown_words():
     refused(sfd("run", "smoke", "audit.n={direct: 5}"), 2, "never lower")
     refused(sfd("pretrain", "smoke"), 2, "sfd run")
     assert sfd("rnu", "smoke").returncode == 2
+
+
+def refused_here(*words):
+    """What a command refuses with, in this process: quick."""
+    done = CliRunner().invoke(cli.app, words)
+    assert isinstance(done.exception, ValueError), (done.exception, done.output)
+    assert "\n" not in str(done.exception)
+    return str(done.exception)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["objective.alpha=foo"], "objective (sid): alpha: Input should be a valid number"),
+        (["objective.alpha=[1,2]"], "alpha: Input should be a valid number"),
+        (["objective.alpha=2024-01-01"], "alpha: Input should be a valid number"),
+        (["objective.alpha=2024-13-45"], "not valid YAML"),
+        (["objective.alpha=.nan"], "alpha: Input should be a finite number"),
+        (["guidance.target=.inf"], "guidance.target: Input should be a finite number"),
+        (["objective.fake_loss=foo"], "fake_loss: Input should be 'edm' or 'eps'"),
+        (["objective.through_networks=foo"], "through_networks: Input should be a valid boolean"),
+        (["objective.reuse=foo"], "reuse: Input should be a valid boolean"),
+        (["objective={name: diff-instruct, normalise: x}"], "normalise: Input should be a valid"),
+        (["objective.fake_updates=1.5"], "fake_updates: Input should be a valid integer"),
+        (["objective.pairs={weight: x}"], "pairs: weight: Input should be a valid number"),
+        (["objective.sigma_student={name: karas}"], "did you mean 'karras'?"),
+        (["objective.sigma_student={mean: 1}"], "no noise levels called None"),
+        (["objective.sigma_student={name: log-normal, mean: x}"], "'log-normal': mean: Input"),
+        (["objective.sigma_student={name: log-normal, meen: 1}"], "did you mean 'mean'?"),
+        (["objective.sigma_student={name: log-uniform, sigma_min: 0}"], "greater than 0"),
+        (["objective.sigma_range=x"], "unknown key 'sigma_range'"),
+        (["objective.sigma_init=0"], "unknown key 'sigma_init'"),
+        (["forgetting.rule=negative", "forgetting.options.k=x"], "k: Input should be a valid"),
+        (
+            ["forgetting.rule=anchor", "forgetting.options.to=yes"],
+            "forgetting.options (anchor): to",
+        ),
+        (["teacher.options.width=x"], "teacher mixture: width: Input should be a valid integer"),
+        (["train.batch=1000000000000"], "train.batch: Input should be less than"),
+        (["train.seed=99999999999999999999"], "train.seed: Input should be less than"),
+        (["out=x", "--out", "y"], "out: x and y are both given"),
+    ],
+)
+def test_values_that_a_recipe_cannot_have(words, says):
+    assert says in refused_here("train", "smoke", *words)
+    assert list(Path.cwd().iterdir()) == []
+
+
+def test_options_that_the_code_fills_are_not_offered():
+    for name in ("sid", "diff-instruct", "regression"):
+        said = refused_here("train", "smoke", f"objective={{name: {name}, zzzz: 1}}")
+        assert "known: " in said and "sigma_init" not in said and "sigma_range" not in said
+
+
+def test_a_number_that_yaml_reads_as_a_word_is_a_number():
+    done = CliRunner().invoke(cli.app, ["train", "smoke", "objective.alpha=1e-3", "--dry-run"])
+    assert done.exit_code == 0, done.output
+
+
+@pytest.mark.parametrize("name", ["tpu", "meta", "mps", "cuda:x", "cuda:99", ""])
+def test_devices_that_there_are_not(name):
+    for act in (
+        lambda: jobs.device_of(name),
+        lambda: package.load("nowhere", device=name),
+    ):
+        with pytest.raises(ValueError, match="device"):
+            act()
+    assert "device" in refused_here("plan", "smoke", "--device", name)
+
+
+def test_recipes_that_start_from_each_other():
+    text = (
+        "version: 1\nteacher: {name: mixture}\nstart: ./START.yaml\nobjective: {name: sid}\n"
+        "train: {images: 256, lr_student: 0.001, lr_fake: 0.002, ema_images: 0}\n"
+    )
+    for name, start in (("own", "own"), ("a", "b"), ("b", "a")):
+        Path(f"{name}.yaml").write_text(text.replace("START", start))
+    assert "./own.yaml -> ./own.yaml: starts from itself" in refused_here("train", "own.yaml")
+    assert "./b.yaml -> ./a.yaml -> ./b.yaml" in refused_here("train", "a.yaml")
+
+
+def test_a_file_that_cannot_be_read_hides_no_other():
+    Path("deep.yaml").write_text("x: " + "[" * 3000 + "]" * 3000)
+    Path("bad.yaml").write_text("version: 2\nteacher: {}\n")
+    checked, wrong, _ = verbs.validate(["deep.yaml", "bad.yaml"])
+    assert checked == 2 and len(wrong) == 2
+    assert "deep.yaml: is nested too deep" in wrong[0] and "bad.yaml" in wrong[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["train.sigma={name: foo}"], "no noise levels called 'foo'"),
+        (["train.sigma={name: log-normal, std: x}"], "std: Input should be a valid number"),
+        (["exclude=[0,1,2,3,4,5,6,7,8,9]"], "exclude: leaves no label"),
+        (["out=x", "--out", "y"], "out: x and y are both given"),
+    ],
+)
+def test_values_that_a_teachers_recipe_cannot_have(words, says):
+    assert says in refused_here("pretrain", "digits-teacher", "--dry-run", *words)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--controls", "smoke", "runs/smoke"], "a subject and --controls exclude each other"),
+        (["--controls", "smoke", "--plan", "smoke"], "--controls and --plan exclude each other"),
+        (["--plan", "smoke", "--asks", "mixture"], "--plan and --asks exclude each other"),
+    ],
+)
+def test_ways_of_auditing_exclude_each_other(words, says):
+    assert says in refused_here("audit", *words)
+
+
+def test_numbers_said_twice():
+    assert "n: 20 and 10 are both given" in refused_here(
+        "synthesize", "r", "o", "n=10", "--n", "20"
+    )
+    said = refused_here("synthesize", "r", "o", "seed=1", "--seed", "0")
+    assert "seed: 0 and 1 are both given" in said
+    assert "no such weights" in refused_here("synthesize", "r", "o", "n=10", "--n", "10")
+    huge = CliRunner().invoke(cli.app, ["sample", "r", "o", "--seed", "99999999999999999999"])
+    assert huge.exit_code == 2
 
 
 def test_concepts_that_cannot_be():

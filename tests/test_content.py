@@ -1,6 +1,7 @@
 """Content and data: strict, in one line, and never half written."""
 
 import gzip
+import inspect
 import json
 import os
 import struct
@@ -446,6 +447,45 @@ def test_plugin_errors():
         (put("undefined.py", "x = y\n") + ":rule", "cannot be imported"),
     ):
         assert message in refused(plugins.resolve, {"sid": 3}, name, "objectives")
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ("x = {}['a']", "KeyError: 'a'"),
+        ("raise RuntimeError('boom')", "RuntimeError: boom"),
+        ("import sys; sys.exit(7)", "SystemExit: 7"),
+    ],
+)
+def test_a_file_that_raises_when_it_is_imported(body, says):
+    said = refused(plugins.resolve, {}, put("mine.py", body) + ":rule", "rules")
+    assert said == f"mine.py: cannot be imported: {says}"
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ("{}['a']", "KeyError: 'a'"),
+        ("1 / 0", "ZeroDivisionError: division by zero"),
+        ("int('x')", "invalid literal for int() with base 10: 'x'"),
+        ("assert False", "AssertionError"),
+        ("raise OSError('no\\nfarm')", "OSError: no farm"),
+        ("import sys; sys.exit(7)", "SystemExit: 7"),
+    ],
+)
+def test_a_function_that_raises_is_named(body, says):
+    found = plugins.resolve({}, put("mine.py", f"def rule(*, k=1):\n    {body}\n") + ":rule", "r")
+    assert list(inspect.signature(found).parameters) == ["k"]
+    assert refused(found) == f"./mine.py:rule: {says}"
+
+
+def test_signals_pass_through_somebodys_function():
+    for body in ("raise KeyboardInterrupt", "import sfd.cli; sfd.cli._interrupted(15, None)"):
+        found = plugins.resolve({}, put("mine.py", f"def rule():\n    {body}\n") + ":rule", "rules")
+        with pytest.raises(BaseException) as caught:
+            found()
+        assert not isinstance(caught.value, Exception)
+    assert isinstance(caught.value, SystemExit) and caught.value.code == 143
 
 
 def test_a_plugin_edited_is_read_again():

@@ -48,6 +48,8 @@ SIDEWAYS = {
     ("objectives", "schedules"): "a phase draws its own noise levels",
     ("objectives", "solvers"): "a phase follows the target's trajectories",
     ("images", "content"): "the nearest name of a class",
+    ("objectives", "content"): "options are checked as a recipe's keys are",
+    ("schedules", "content"): "options are checked as a recipe's keys are",
     ("solvers", "schedules"): "the levels that a solver visits",
     # 1
     ("classifiers", "checkpoints"): "a judge's weights are a tensor file",

@@ -328,7 +328,7 @@ def test_regression_asks_the_target_once_a_pair(tmp_path):
         ("regression", {"steps": 0}, "steps=0"),
         ("sid", {"pairs": {"steps": 0}}, "steps=0"),
         ("sid", {"pairs": 4000}, "pairs=4000: give options"),
-        ("sid", {"pairs": {"wieght": 1.0}}, "unknown key 'wieght'; known: weight, pairs"),
+        ("sid", {"pairs": {"wieght": 1.0}}, "unknown key 'wieght'; did you mean 'weight'"),
         ("sid", {"pairs": {"sigma_range": (1.0, 2.0)}}, "unknown key 'sigma_range'"),
         ("diff-instruct", {"pairs": {"weight": -1.0}}, "weight=-1.0: give a number above 0"),
         ("regression", {"sigma_max": 80.0, "sigma_range": (0.03, 14.6)}, "from 14.6 to 0.03"),

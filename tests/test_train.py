@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
-from sfd import checkpoints, configs, jobs, state
+from sfd import checkpoints, configs, jobs, state, verbs
 
 CPU = torch.device("cpu")
 SHORT = ("train.images=6400", "train.tick=640", "train.checkpoint=1280", "train.watch=0")
@@ -230,3 +231,100 @@ def test_fresh_weights_are_the_seeds_own_and_not_the_teachers():
     assert (once[name] - taught[name]).abs().mean() > 0.01
     with pytest.raises(ValueError, match=r"train.init: random weights go neither with `start`"):
         configs.load("digits-two-stage", ["train.init=random"])
+
+
+# --- pieces of the user's own that break their contracts -----------------------------------------
+
+OWN = """
+import sfd
+from sfd import objectives, teachers
+
+def rule(answer, **hooks):
+    return lambda teacher, concepts: sfd.Rule(
+        target=lambda x, sigma, batch, fake_x0: answer(x), **hooks)
+
+def late(x):
+    raise KeyError("late")
+
+r_rows, r_double = rule(lambda x: x[:1]), rule(lambda x: x.double())
+r_word, r_late = rule(lambda x: "no"), rule(late)
+r_penalty = rule(lambda x: x, penalty=lambda student, x_g, batch: x_g.mean())
+r_number = lambda teacher, concepts: sfd.Rule(target=3)
+r_none = lambda teacher, concepts: None
+r_nobody = lambda: None
+
+def objective(loss, learns=("student",), weight="student"):
+    def phases(*, sigma_init):
+        return sfd.Phase("student", learns, loss, weight), objectives.sid(sigma_init=sigma_init)[1]
+    return phases
+
+def flat(student, draw):
+    z = draw.normal("z")
+    return student(2.5 * z, z.new_full((len(z),), 2.5)).flatten(1).sum(1)
+
+o_mean = objective(lambda student, draw: (flat(student, draw).mean(), {}))
+o_half = objective(lambda student, draw: (flat(student, draw).half(), {}))
+o_still = objective(lambda student, draw: (flat(student, draw).detach(), {}))
+o_bare = objective(flat)
+o_logs = objective(lambda student, draw: (flat(student, draw), {"a": 1.0}))
+o_late = objective(lambda student: late(0))
+o_bogus = objective(lambda student, bogus: None)
+o_learns = objective(flat, learns=("teacher",))
+o_weight = objective(flat, weight="foo")
+o_none = lambda *, sigma_init: None
+o_one = lambda *, sigma_init: objectives.sid(sigma_init=sigma_init)[0]
+o_empty = lambda *, sigma_init: ()
+o_nobody = lambda: ()
+def o_value(*, sigma_init):
+    int("x")
+
+t_none = lambda *, device: None
+def t_late(*, device):
+    late(0)
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("r_rows", "the rule's target is torch.float32 [1, 1, 4, 4], the contract wants"),
+        ("r_double", "the rule's target is torch.float64"),
+        ("r_word", "the rule's target is str"),
+        ("r_penalty", "the rule's penalty is torch.float32 []"),
+        ("r_late", "own.py:r_late: KeyError: 'late'"),
+        ("r_number", "own.py:r_number: a rule's target is a function, not int"),
+        ("r_none", "own.py:r_none: returned NoneType, not sfd.Rule"),
+        ("r_nobody", "own.py:r_nobody): too many positional arguments"),
+        ("o_mean", "is torch.float32 [], the contract wants"),
+        ("o_half", "is torch.float16"),
+        ("o_still", "phase student: its loss has no gradient"),
+        ("o_bare", "its loss returned Tensor, not the losses [B]"),
+        ("o_logs", "its loss returned tuple, not the losses [B]"),
+        ("o_late", "own.py:o_late: KeyError: 'late'"),
+        ("o_bogus", "own.py:o_bogus: phase student: its loss asks for 'bogus'; known: draw, fake"),
+        ("o_learns", "own.py:o_learns: phase student: learns=('teacher',)"),
+        ("o_weight", "own.py:o_weight: phase student: weight='foo': give student or fake"),
+        ("o_none", "own.py:o_none: returned NoneType, not a tuple of sfd.Phase"),
+        ("o_one", "own.py:o_one: returned Phase, not a tuple of sfd.Phase"),
+        ("o_empty", "own.py:o_empty: returned no sfd.Phase"),
+        ("o_nobody", "unexpected keyword argument 'sigma_init'"),
+        ("o_value", "own.py:o_value: invalid literal for int()"),
+        ("t_none", "own.py:t_none: returned NoneType, not sfd.Teacher"),
+        ("t_late", "own.py:t_late: KeyError: 'late'"),
+    ],
+)
+def test_own_pieces_that_break_their_contract_are_named(name, says):
+    Path("own.py").write_text(OWN)
+    key = {
+        "r": f"forgetting.rule=./own.py:{name}",
+        "o": f"objective={{name: './own.py:{name}'}}",
+        "t": f"teacher={{factory: './own.py:{name}'}}",
+    }[name[0]]
+    with pytest.raises(ValueError) as caught:
+        train("run", key)
+    assert says in str(caught.value) and "\n" not in str(caught.value)
+    recipe = configs.plain(configs.load("smoke", [*SHORT, key]))
+    Path("own.yaml").write_text(yaml.safe_dump(recipe))
+    _, (line,), _ = verbs.validate(["own.yaml"])
+    # the check of a contract is on a small batch
+    assert line.startswith("own.yaml: ") and says.split(", the contract")[0] in line

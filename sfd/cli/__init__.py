@@ -67,12 +67,19 @@ def main() -> None:
         _stop(str(error), error.code)
 
 
+class _Interrupted(SystemExit):
+    """The end by a signal: no guard around somebody's code takes it for theirs."""
+
+
 def _interrupted(number: int, frame: FrameType | None) -> None:
-    _stop(
-        f"{signal.Signals(number).name}; the same command starts again where it can", 128 + number
-    )
+    _say(f"{signal.Signals(number).name}; the same command starts again where it can")
+    raise _Interrupted(128 + number)
 
 
 def _stop(message: str, code: int) -> NoReturn:
-    print(f"sfd: {message}", file=sys.stderr, flush=True)
+    _say(message)
     sys.exit(code)
+
+
+def _say(message: str) -> None:
+    print(f"sfd: {message}", file=sys.stderr, flush=True)

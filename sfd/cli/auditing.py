@@ -71,6 +71,10 @@ def audit(
 
     from sfd import jobs, verbs
 
+    ways = {"a subject": subject, "--controls": controls, "--plan": plan, "--asks": asks}
+    given = [way for way, value in ways.items() if value]
+    if len(given) > 1:
+        raise ValueError(f"{' and '.join(given)} exclude each other: give one")
     if plan:
         from sfd.eval import planning
 

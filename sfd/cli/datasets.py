@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-from sfd.cli.terminal import AsJson, Device, progress_bars, say
+from sfd.cli.terminal import MAX_SEED, AsJson, Device, progress_bars, say
 
-NUMBERS = ("n", "seed")
+NUMBERS = {"n": 1000, "seed": 0}
 
 
 def synthesize(
@@ -31,8 +31,8 @@ def synthesize(
     private_quantile: Annotated[
         float, typer.Option(help="Share of them that lie nearer to each other than is allowed.")
     ] = 0.05,
-    n: Annotated[int, typer.Option(min=1, help="Images.")] = 1000,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    n: Annotated[int | None, typer.Option(min=1, help="Images (default 1000).")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, max=MAX_SEED, help="(default 0)")] = None,
     tries: Annotated[int, typer.Option(min=1, max=256, help="Of each place, at most.")] = 20,
     shard: Annotated[
         str | None, typer.Option(help="This process's share, such as 0/4 (default: a launch's).")
@@ -63,7 +63,7 @@ def synthesize(
     from sfd import jobs, verbs
     from sfd.synthesis import webdataset as tars
 
-    given = {"n": n, "seed": seed} | _numbers(words or [])
+    given = _numbers(words or [], {"n": n, "seed": seed})
     rank, size = (os.environ.get(name, d) for name, d in (("RANK", "0"), ("WORLD_SIZE", "1")))
     shard = shard or f"{rank}/{size}"
     where = str(jobs.device_of(device))
@@ -96,16 +96,20 @@ def synthesize(
     raise typer.Exit(3 if report["unmet"] else 0)
 
 
-def _numbers(words: list[str]) -> dict[str, int]:
-    """`n=100000` and `seed=1`, said as a recipe's keys are."""
+def _numbers(words: list[str], asked: dict[str, int | None]) -> dict[str, int]:
+    """`n=100000` and `seed=1`, said as a recipe's keys are, or as the options `asked`.
+
+    Raises ValueError if one is said in two ways.
+    """
     from sfd import content
 
-    found = {}
+    found = {key: value for key, value in asked.items() if value is not None}
     for word in words:
         key, _, value = word.partition("=")
         if key not in NUMBERS:
             raise ValueError(f"unknown key {key!r}{content.did_you_mean(key, NUMBERS)}")
-        if not value.isdecimal() or (key == "n" and int(value) < 1):
+        if not value.isdecimal() or (key == "n" and int(value) < 1) or int(value) > MAX_SEED:
             raise ValueError(f"{word}: give a whole number")
-        found[key] = int(value)
-    return found
+        if found.setdefault(key, int(value)) != int(value):
+            raise ValueError(f"{key}: {found[key]} and {int(value)} are both given: give one")
+    return NUMBERS | found

@@ -3,11 +3,12 @@
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from sfd.cli.terminal import (
+    MAX_SEED,
     AsJson,
     Device,
     DryRun,
@@ -47,13 +48,14 @@ def train(
     _main_job(recipe, overrides, out, force, dry_run, device, as_json, audited=False)
 
 
-def _recipe(name: str, overrides: list[str] | None) -> tuple[Any, list[str], str | None]:
-    """The recipe, its name, and `out=` taken out of the overrides."""
-    from sfd import configs
-
+def _out_of(overrides: list[str] | None, out: str | None) -> tuple[list[str], str | None]:
+    """The overrides but for `out=`, and the folder. Raises ValueError if two are given."""
     rest = [text for text in overrides or [] if not text.startswith("out=")]
-    outs = [text.removeprefix("out=") for text in overrides or [] if text.startswith("out=")]
-    return configs.load(name, rest), rest, outs[-1] if outs else None
+    said = {text.removeprefix("out=") for text in overrides or [] if text.startswith("out=")}
+    asked = sorted({*said, out} if out else said)
+    if len(asked) > 1:
+        raise ValueError(f"out: {' and '.join(asked)} are both given: give one folder")
+    return rest, asked[0] if asked else None
 
 
 def _main_job(
@@ -69,8 +71,9 @@ def _main_job(
 ) -> None:
     from sfd import configs, jobs
 
-    recipe, _, out_too = _recipe(name, overrides)
-    folder = configs.folder_of(name, recipe, out or out_too)
+    rest, chosen = _out_of(overrides, out)
+    recipe = configs.load(name, rest)
+    folder = configs.folder_of(name, recipe, chosen)
     job = jobs.prepare(name, recipe, jobs.device_of(device))
     for note in jobs.notes(recipe) if os.environ.get("RANK", "0") == "0" else ():
         print(f"note: {note}", file=sys.stderr)
@@ -102,10 +105,9 @@ def pretrain(
     """Train a teacher: class-conditional from labelled images, or text-to-image from captions."""
     from sfd import configs, jobs, pretrain, pretrain_text
 
-    rest = [t for t in overrides or [] if not t.startswith("out=")]
-    outs = [t.removeprefix("out=") for t in overrides or [] if t.startswith("out=")]
+    rest, chosen = _out_of(overrides, out)
     plan = configs.load_teacher(recipe, rest)
-    folder = Path(out or (outs[-1] if outs else f"runs/{Path(recipe).stem}"))
+    folder = Path(chosen or f"runs/{Path(recipe).stem}")
     if dry_run:
         print_yaml({"folder": str(folder), **configs.plain(plan)}, False)
         return
@@ -127,7 +129,7 @@ def sample(
     prompt: Annotated[list[str] | None, typer.Option(help="Of a text-to-image student.")] = None,
     prompts: Annotated[str | None, typer.Option(help="A list: .txt, .csv or .yaml.")] = None,
     n: Annotated[int, typer.Option(min=1, help="Images of each label or prompt.")] = 16,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED)] = 0,
     device: Device = None,
 ) -> None:
     """Draw images of a student (a run folder or its file), with a sheet.
@@ -159,6 +161,8 @@ def plan(
 
     from sfd import configs, verbs
 
+    if device not in ("cuda", "cpu"):
+        raise ValueError(f"no device {device!r} to plan for: give cuda or cpu")
     roles = verbs.plan_run(configs.load(recipe, overrides or []), cuda=device == "cuda")
     if as_json:
         say(json.dumps(roles, indent=1))

@@ -8,6 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
+MAX_SEED = 2**62
+"""Leaves room for as many seeds after it, in 64 bits."""
+
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")]
 Force = Annotated[bool, typer.Option("--force", help="Start over, whatever is there.")]
 Out = Annotated[str | None, typer.Option("--out", help="Folder (default runs/NAME).")]

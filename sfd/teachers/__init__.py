@@ -117,16 +117,22 @@ def _is_pipeline(folder: Path) -> bool:
 
 def _called(build: Any, options: Mapping[str, Any], device: torch.device, where: str) -> Teacher:
     try:
-        inspect.signature(build).bind(device=device, **options)
+        inspect.signature(build).bind_partial(device=device)
     except TypeError as error:
         raise ValueError(f"teacher {where}: {error}") from None
-    return build(device=device, **options)
+    checked = content.options_of(build, options, f"teacher {where}", taken=("device",))
+    return build(device=device, **checked)
 
 
 def check(teacher: Teacher, where: str) -> None:
     """Contract check of a user's own teacher. Raises ValueError that says what is off."""
+    with plugins.blamed(where):
+        _check(teacher)
+
+
+def _check(teacher: Teacher) -> None:
     if not isinstance(teacher, Teacher):
-        raise ValueError(f"{where}: returned {type(teacher).__name__}, not sfd.Teacher")
+        raise ValueError(f"returned {type(teacher).__name__}, not sfd.Teacher")
     x = torch.zeros(2, *teacher.shape)
     cond = teacher.encode([0, len(teacher.labels) - 1] if teacher.labels else ["a", None])
     x, sigma = x.to(cond.device).requires_grad_(), torch.tensor([0.5, 5.0], device=cond.device)
@@ -134,16 +140,16 @@ def check(teacher: Teacher, where: str) -> None:
         x0 = denoiser(x, sigma, cond)
         if x0.shape != x.shape or x0.dtype != torch.float32:
             raise ValueError(
-                f"{where}: the {role}'s denoiser gives {x0.dtype} {list(x0.shape)}, the contract"
-                f" wants float32 {list(x.shape)}"
+                f"the {role}'s denoiser gives {x0.dtype} {list(x0.shape)}, the contract wants"
+                f" float32 {list(x.shape)}"
             )
         if not torch.isfinite(x0).all():
-            raise ValueError(f"{where}: the {role}'s denoiser gives values that are not finite")
+            raise ValueError(f"the {role}'s denoiser gives values that are not finite")
         if not torch.equal(x0, denoiser(x, sigma, cond)):
-            raise ValueError(f"{where}: the {role}'s denoiser is not deterministic (dropout on?)")
+            raise ValueError(f"the {role}'s denoiser is not deterministic (dropout on?)")
         reaches = x0.requires_grad and torch.autograd.grad(x0.sum(), x, allow_unused=True)[0]
         if not isinstance(reaches, torch.Tensor):
-            raise ValueError(f"{where}: no gradient flows through the {role}'s denoiser to x")
+            raise ValueError(f"no gradient flows through the {role}'s denoiser to x")
 
 
 def set_precision(denoiser: nn.Module, precision: str) -> None:

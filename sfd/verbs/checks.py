@@ -49,7 +49,8 @@ def validate(
             found = _validate_audit(path, public_key) if _is_audit(path) else _validate(path)
             notes += [f"note: {path}: {text}" for text in found]
         except ValueError as error:
-            wrong.append(str(error))
+            said = str(error)
+            wrong.append(said if str(path) in said else f"{path}: {said}")
     return len(files), wrong, notes
 
 
@@ -142,15 +143,8 @@ def check_job(job: Job) -> None:
         before = dict(memo)
         losses, _ = train.call(phase, job.teacher, job.rule, nets, batch, draw, memo, {})
         again, _ = train.call(phase, job.teacher, job.rule, nets, batch, draw, before, {})
-        if losses.shape != (4,) or losses.dtype != torch.float32:
-            raise ValueError(
-                f"{where}: its loss is {losses.dtype} {list(losses.shape)}, the contract wants"
-                " float32 [B], one value a row"
-            )
         if not torch.equal(losses, again):
             raise ValueError(f"{where}: two calls with the same numbers differ")
-        if not losses.requires_grad:
-            raise ValueError(f"{where}: its loss has no gradient")
         losses.sum().backward()
         for name in phase.learns:
             if all(p.grad is None for p in nets[name].parameters()):
