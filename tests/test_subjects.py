@@ -15,7 +15,7 @@ from PIL import Image
 from test_cli import sfd as run
 
 import sfd
-from sfd import attacks, concepts, eval, images, report, sample, seal, verbs
+from sfd import attacks, concepts, content, eval, images, report, sample, seal, verbs
 from sfd.eval import outsiders, pipelines, suites
 from sfd.eval.pipelines import Sampling
 from sfd.eval.shots import Partial
@@ -615,6 +615,17 @@ def test_a_unet_folder_from_its_path(unet):
     assert subject.nfe == 2 and suite.name == "mixture"
     assert teacher is not None and list(teacher.labels) == LABELS
     assert eval.common.hygiene(subject, teacher)["findings"] == ["unet is the un-forgotten teacher"]
+
+
+def test_a_pretrained_pipeline_is_as_good_as_anybodys(unet):
+    content.write_json(unet / "sfd.json", {"schema": "sfd/pipeline/1", "images": 3})
+    subject, _, _ = verbs.subjects.open_path(
+        unet, "mixture", names=["mixture-left"], sampling=Sampling(2), device=CPU
+    )
+    assert "DDPMScheduler" in subject.format
+    content.write_json(unet / "sfd.json", {"schema": "sfd/model/9"})
+    with pytest.raises(ValueError, match=r"sfd\.json: .*sfd/model/9"):
+        verbs.subjects.open_path(unet, "mixture", names=["mixture-left"], device=CPU)
 
 
 # --- what a path is ------------------------------------------------------------------------------

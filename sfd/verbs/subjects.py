@@ -63,7 +63,7 @@ def open_path(
     kind = kind_of(path)
     if kind != "pipeline" and sampling != AS_IT_IS:
         raise ValueError(f"{path}: steps, guidance, start and strength are for a pipeline folder")
-    if kind == "student" or (path / pipelines.OURS).is_file():
+    if kind == "student" or _exported(path):
         return _of_ours(path, suite, kind, names, original, sampling, device)
     chosen, known, labels, teacher = _asked(str(path), suite, names, original, device)
     if kind == "pipeline":
@@ -86,6 +86,12 @@ def open_path(
     asked = requests(chosen, known)
     found = outsiders.of_images(path, labels, known, prompts=asked, shape=shape)
     return found, chosen, teacher
+
+
+def _exported(path: Path) -> bool:
+    """Whether a pipeline is an exported student. `sfd pretrain` leaves a note of its own there."""
+    card = path / pipelines.OURS
+    return card.is_file() and checkpoints.read_json(card).get("schema") != "sfd/pipeline/1"
 
 
 def open_function(
