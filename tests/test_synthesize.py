@@ -654,8 +654,8 @@ def test_bad_words_end_in_one_line(run):
         return lines[0]
 
     with pytest.raises(ValueError, match="did you mean 'seed'"):
-        _numbers(["n=3", "sed=1"])
-    assert _numbers(["n=3", "seed=1"]) == {"n": 3, "seed": 1}
+        _numbers(["n=3", "sed=1"], {})
+    assert _numbers(["n=3"], {"n": None, "seed": 1}) == {"n": 3, "seed": 1}
     assert "'left' is forgotten" in refused("--labels", "left")
     for words, says in (
         (("--shard", "4/4"), "shard '4/4'"),
