@@ -1,5 +1,6 @@
 """Find content, read strict YAML, hash files, write atomically."""
 
+import copy
 import difflib
 import hashlib
 import inspect
@@ -7,6 +8,7 @@ import json
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -101,10 +103,16 @@ class _UniqueKeys(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+@lru_cache(256)
+def _parsed(text: str) -> Any:
+    """Parsed once: recipes name the same cards and lists of prompts, and yaml is slow."""
+    return yaml.load(text, _UniqueKeys)
+
+
 def parse_yaml(text: str, where: str) -> Any:
     """YAML text to plain data. Raises ValueError, in one line that says where."""
     try:
-        return yaml.load(text, _UniqueKeys)
+        return copy.deepcopy(_parsed(text))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         line = f", line {mark.line + 1}" if mark else ""

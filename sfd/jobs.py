@@ -115,17 +115,12 @@ def _started_from(start: str) -> Recipe:
     return configs.load(start)
 
 
-def prepare(name: str, recipe: Recipe, device: torch.device) -> Job:
-    """Find and check everything that a recipe names. Raises ValueError in one line."""
-    ref = recipe.teacher
-    teacher = teachers.load(
-        name=ref.name,
-        file=ref.file,
-        diffusers=ref.diffusers,
-        factory=ref.factory,
-        options=ref.options,
-        device=device,
-    )
+def prepare(name: str, recipe: Recipe, device: torch.device, teacher: Teacher | None = None) -> Job:
+    """Find and check everything that a recipe names. Raises ValueError in one line.
+
+    `teacher` is the recipe's, where it is loaded already.
+    """
+    teacher = teacher or load_teacher(recipe, device)
     found, retained = _conditions(recipe, teacher)
     plan = recipe.forgetting
     row = plugins.resolve(forgetting.RULES, plan.rule, "rules")
@@ -142,6 +137,19 @@ def prepare(name: str, recipe: Recipe, device: torch.device) -> Job:
     suite = suites.load(recipe.audit.suite, recipe.audit.n) if recipe.audit else None
     return Job(name, recipe, teacher, found, retained, rule, phases, suite,
                configs.sha256(recipe))  # fmt: skip
+
+
+def load_teacher(recipe: Recipe, device: torch.device) -> Teacher:
+    """The teacher that a recipe names."""
+    ref = recipe.teacher
+    return teachers.load(
+        name=ref.name,
+        file=ref.file,
+        diffusers=ref.diffusers,
+        factory=ref.factory,
+        options=ref.options,
+        device=device,
+    )
 
 
 def phases_of(

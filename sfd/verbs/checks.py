@@ -20,6 +20,9 @@ from sfd import (
 )
 from sfd.eval import suites
 from sfd.jobs import Job
+from sfd.teachers import Teacher
+
+CPU = torch.device("cpu")
 
 
 def validate(
@@ -44,9 +47,11 @@ def validate(
         if path.name in ("card.yaml", "train.yaml")
     ]
     wrong, notes = [], []
+    loaded: dict[str, Teacher] = {}
     for path in files:
         try:
-            found = _validate_audit(path, public_key) if _is_audit(path) else _validate(path)
+            audit = _is_audit(path)
+            found = _validate_audit(path, public_key) if audit else _validate(path, loaded)
             notes += [f"note: {path}: {text}" for text in found]
         except ValueError as error:
             said = str(error)
@@ -67,10 +72,10 @@ def _validate_audit(path: Path, public_key: Path | None) -> tuple[str, ...]:
     return (f"signed by the key {key}: compare it, or give --public-key",) if key else ()
 
 
-def _validate(path: Path) -> tuple[str, ...]:
+def _validate(path: Path, loaded: dict[str, Teacher]) -> tuple[str, ...]:
     """Check one file, and what it names; a recipe also against the contracts of what it names.
 
-    Returns what its user should know.
+    Returns what its user should know. `loaded` holds the teachers that other recipes named.
     """
     if not path.exists():
         raise ValueError(f"{path}: no such file")
@@ -86,11 +91,11 @@ def _validate(path: Path) -> tuple[str, ...]:
     elif configs.kind_of(path) is not configs.Recipe:
         configs.load_teacher(str(path))
     else:
-        return _validate_recipe(path)
+        return _validate_recipe(path, loaded)
     return ()
 
 
-def _validate_recipe(path: Path) -> tuple[str, ...]:
+def _validate_recipe(path: Path, loaded: dict[str, Teacher]) -> tuple[str, ...]:
     recipe = configs.load(str(path))
     for name in jobs.lineage(recipe):
         concepts.read(name)
@@ -106,8 +111,13 @@ def _validate_recipe(path: Path) -> tuple[str, ...]:
     if ref.file or ref.diffusers:
         plugins.resolve(objectives.TABLE, recipe.objective.name, "objectives")
         return notes  # the user's weights need not be here for a recipe to be well formed
-    job = jobs.prepare(str(path), recipe, torch.device("cpu"))
-    check_job(job)
+    key = content.hash_json(ref.model_dump(mode="json"))
+    if key not in loaded:
+        loaded[key] = jobs.load_teacher(recipe, CPU)
+    job = jobs.prepare(str(path), recipe, CPU, loaded[key])
+    known = {*objectives.TABLE, *forgetting.RULES}
+    if ref.factory or not {recipe.objective.name, recipe.forgetting.rule} <= known:
+        check_job(job)  # what is shipped keeps its contract: the tests see to that
     return notes
 
 
