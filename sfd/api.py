@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sfd import configs, jobs, report, sample, verbs
+from sfd import configs, devices, jobs, report, sample, verbs
 from sfd.eval.outsiders import Function
 from sfd.eval.pipelines import AS_IT_IS, Sampling
 from sfd.sample import Student
@@ -38,7 +38,7 @@ def run(
     middle.
     """
     plan = configs.load(recipe, overrides)
-    where = jobs.device_of(device)
+    where = devices.device_of(device)
     folder = configs.folder_of(recipe, plan, out)
     job = jobs.prepare(recipe, plan, where)
     found = jobs.run_job(
@@ -54,7 +54,7 @@ def load(path: str | Path, device: str = "cpu", batch: int = 250) -> Student:
 
     Raises ValueError if it is not one, or there is no such device.
     """
-    jobs.check_device(device)
+    devices.check_device(device)
     return sample.load(path, device, batch)
 
 
@@ -92,7 +92,7 @@ def audit(
     """
     if (path is None) == (generate is None):
         raise ValueError("audit: give either a path or generate=")
-    where = jobs.device_of(device)
+    where = devices.device_of(device)
     sampling = Sampling(steps, guidance, Path(start) if start else None, strength)
     names = concepts.split(",") if isinstance(concepts, str) else list(concepts)
     if generate is not None:
@@ -127,5 +127,5 @@ def synthesize(path: str | Path, out: str | Path, *, n: int, device: str | None 
     `options` are those of the command, as `verbs.synthesize_run` takes them. Its report, or None
     while other shards are missing.
     """
-    where = str(jobs.device_of(device))
+    where = str(devices.device_of(device))
     return verbs.synthesize_run(Path(path), Path(out), n=n, device=where, **options)[1]

@@ -6,7 +6,7 @@ condition: one forward pass serves both kinds of row.
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -60,6 +60,14 @@ class Rule:
             hook = getattr(self, name)
             if not callable(hook) and (hook is not None or name == "target"):
                 raise ValueError(f"a rule's {name} is a function, not {type(hook).__name__}")
+
+
+def own(found: Any, where: str) -> Rule:
+    """What a user's own rule returned, its hooks guarded. Raises ValueError if it is no Rule."""
+    if not isinstance(found, Rule):
+        raise ValueError(f"{where}: returned {type(found).__name__}, not sfd.Rule")
+    hooks = {"target": found.target, "penalty": found.penalty, "mask": found.mask}
+    return replace(found, **{n: plugins.guarded(h, where) for n, h in hooks.items() if h})
 
 
 def _no_notes(options: Mapping[str, Any]) -> tuple[str, ...]:

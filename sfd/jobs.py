@@ -1,8 +1,6 @@
 """The main job: the verbs in their order, with the callbacks that join them."""
 
 import inspect
-import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -58,34 +56,6 @@ class Job:
     sha256: str
 
 
-def device_of(asked: str | None = None) -> torch.device:
-    """This process's share of a launch; else the device asked for; else CUDA where there is one.
-
-    Raises ValueError if it is not there.
-    """
-    if asked is not None:
-        check_device(asked)
-    if "WORLD_SIZE" in os.environ and int(os.environ["WORLD_SIZE"]) > 1:
-        from accelerate import PartialState
-
-        launched = PartialState(cpu=asked == "cpu" or not torch.cuda.is_available())
-        return torch.device(launched.device or "cpu")
-    return torch.device(asked or ("cuda" if torch.cuda.is_available() else "cpu"))
-
-
-def check_device(asked: str) -> None:
-    """Raises ValueError unless it is a device that PyTorch has here, and that this runs on."""
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", asked):
-        raise ValueError(f"no device {asked!r}: give cpu, cuda or cuda:NUMBER")
-    if asked == "cpu":
-        return
-    if not torch.cuda.is_available():
-        raise ValueError("no CUDA device here: leave --device out, or say --device cpu")
-    count = torch.cuda.device_count()
-    if int(asked.partition(":")[2] or 0) >= count:
-        raise ValueError(f"no device {asked!r}: there are {count}, numbered from 0")
-
-
 def lineage(recipe: Recipe) -> list[str]:
     """Names of the concepts of a recipe and of all those that it starts from, the oldest first.
 
@@ -130,7 +100,7 @@ def prepare(name: str, recipe: Recipe, device: torch.device, teacher: Teacher | 
     target = replace(teacher, denoiser=teachers.guided(teacher.denoiser, null, k, interval))
     rule = _built(build_rule, f"forgetting.options ({plan.rule})", plan.options, target, found)
     if plan.rule not in forgetting.RULES:
-        rule = _own_rule(rule, plan.rule)
+        rule = forgetting.own(rule, plan.rule)
     if found and not plan.share:
         raise ValueError("forgetting.share is 0, so no image would ever forget: raise it")
     phases = phases_of(recipe, teacher.sigma_init, teacher.sigma_range)
@@ -141,15 +111,7 @@ def prepare(name: str, recipe: Recipe, device: torch.device, teacher: Teacher | 
 
 def load_teacher(recipe: Recipe, device: torch.device) -> Teacher:
     """The teacher that a recipe names."""
-    ref = recipe.teacher
-    return teachers.load(
-        name=ref.name,
-        file=ref.file,
-        diffusers=ref.diffusers,
-        factory=ref.factory,
-        options=ref.options,
-        device=device,
-    )
+    return teachers.load(**dict(recipe.teacher), device=device)
 
 
 def phases_of(
@@ -174,14 +136,6 @@ def _own_phases(found: Any, where: str) -> tuple[Phase, ...]:
     if not found:
         raise ValueError(f"{where}: returned no sfd.Phase, so nothing would learn")
     return tuple(replace(phase, loss=plugins.guarded(phase.loss, where)) for phase in found)
-
-
-def _own_rule(found: Any, where: str) -> Rule:
-    """What a user's own rule returned, its hooks guarded. Raises ValueError if it is no Rule."""
-    if not isinstance(found, Rule):
-        raise ValueError(f"{where}: returned {type(found).__name__}, not sfd.Rule")
-    hooks = {"target": found.target, "penalty": found.penalty, "mask": found.mask}
-    return replace(found, **{n: plugins.guarded(h, where) for n, h in hooks.items() if h})
 
 
 def notes(recipe: Recipe) -> tuple[str, ...]:
@@ -370,10 +324,7 @@ def _claim_folder(job: Job, folder: Path, force: bool) -> None:
         f"{folder}: holds a run of another recipe; give this one out=FOLDER, or start over with"
         " --force"
     )
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder}: is a file, a run needs a folder")
-    if force and state.world()[0] == 0:
-        state.start_over(folder)
+    state.claim(folder, force=force)
     if student.is_file():
         _, meta = checkpoints.read_tensors(student)
         if checkpoints.read_card(meta, str(student)).get("recipe_sha256") != job.sha256:
@@ -491,7 +442,3 @@ def audit_subject(
         plain=rivals.plain_of(subject, teacher, plain, device),
         review=review, clip=clip, progress=progress,
     )  # fmt: skip
-
-
-__all__ = ["CODES", "Job", "audit_subject", "check_device", "device_of", "lineage",
-           "notes", "prepare", "run_job", "train_job"]  # fmt: skip

@@ -127,10 +127,7 @@ def run(
     Raises ValueError on data that do not fit the recipe.
     """
     file, sha = folder / f"{recipe.name}.safetensors", configs.sha256(recipe)
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder}: is a file, a run needs a folder")
-    if force:
-        state.start_over(folder, f"{recipe.name}.safetensors")
+    state.claim(folder, f"{recipe.name}.safetensors", force=force)
     if file.is_file():
         _, meta = checkpoints.read_tensors(file)
         if checkpoints.read_card(meta, str(file))["provenance"]["recipe_sha256"] != sha:

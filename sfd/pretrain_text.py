@@ -232,10 +232,7 @@ def run(
     from diffusers.models.attention_processor import AttnProcessor
 
     out, sha = folder / recipe.name, configs.sha256(recipe)
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder}: is a file, a run needs a folder")
-    if force:
-        state.start_over(folder, "vae", "preview", recipe.name)
+    state.claim(folder, "vae", "preview", recipe.name, force=force)
     if (out / "sfd.json").is_file():
         if checkpoints.read_json(out / "sfd.json")["recipe_sha256"] != sha:
             raise ValueError(f"{out}: is of another recipe; give out=FOLDER, or --force")

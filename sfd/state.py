@@ -40,9 +40,13 @@ LEFT = (
 """What a run and its audit leave in their folder."""
 
 
-def start_over(folder: Path, *also: str) -> None:
-    """Remove what a run left in a folder, and the names `also`; what else lies there stays."""
-    for name in (*LEFT, *also):
+def claim(folder: Path, *also: str, force: bool) -> None:
+    """See that a run can have a folder. `force` removes what a run left there, and the names
+    `also`; what else lies there stays. Raises ValueError where it is a file.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder}: is a file, a run needs a folder")
+    for name in (*LEFT, *also) if force and world()[0] == 0 else ():
         path = folder / name
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 import sfd as package
-from sfd import checkpoints, cli, content, jobs, verbs
+from sfd import checkpoints, cli, content, devices, verbs
 
 QUICK = ("train.images=6400", "train.checkpoint=3200", "train.watch=50")
 
@@ -197,7 +197,7 @@ def test_a_number_that_yaml_reads_as_a_word_is_a_number():
 @pytest.mark.parametrize("name", ["tpu", "meta", "mps", "cuda:x", "cuda:99", ""])
 def test_devices_that_there_are_not(name):
     for act in (
-        lambda: jobs.device_of(name),
+        lambda: devices.device_of(name),
         lambda: package.load("nowhere", device=name),
     ):
         with pytest.raises(ValueError, match="device"):

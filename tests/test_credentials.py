@@ -13,7 +13,7 @@ from pathlib import Path
 import c2pa
 import numpy as np
 import pytest
-import torch
+import test_synthesize
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed25519, rsa
@@ -23,7 +23,7 @@ from test_synthesize import files, make, pseudo_random, rows
 from typer.testing import CliRunner
 
 import sfd
-from sfd import cli, configs, content, images, jobs, sample, verbs
+from sfd import cli, content, images, sample, verbs
 from sfd.synthesis import credentials, folders, webdataset
 from sfd.synthesis.folders import META
 
@@ -249,16 +249,7 @@ def test_without_the_library_it_names_the_extra(monkeypatch):
 # --- a dataset -----------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """A student of the mixture that was hardly trained."""
-    root = tmp_path_factory.mktemp("run")
-    recipe = configs.load("smoke", ["train.images=128", "train.watch=0"])
-    job = jobs.prepare("smoke", recipe, torch.device("cpu"))
-    jobs.train_job(
-        job, root, device=torch.device("cpu"), force=False, say=print, progress=lambda *a: None
-    )
-    return root
+run = test_synthesize.run
 
 
 def pixels(folder):

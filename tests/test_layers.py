@@ -34,6 +34,7 @@ LAYERS = [
         "export",
         "plan",
         "verbs",
+        "devices",
         "jobs",
         "rivals",
         "watch",

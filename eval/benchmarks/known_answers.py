@@ -11,7 +11,7 @@ from pathlib import Path
 
 import yaml
 
-from sfd import checkpoints, configs, content, jobs, metrics, verbs
+from sfd import checkpoints, configs, content, devices, jobs, metrics, verbs
 from sfd.provenance import collect
 
 parser = argparse.ArgumentParser()
@@ -19,7 +19,7 @@ parser.add_argument("--seeds", type=int, default=20)
 parser.add_argument("--runs", type=Path, default=Path("runs"))
 arguments = parser.parse_args()
 
-device = jobs.device_of()
+device = devices.device_of()
 asked = arguments.runs / "known-answers.yaml"
 recipe = configs.load("digits-forget-three", ["audit.suite=digits-quick"])
 content.write_atomic(asked, yaml.safe_dump(configs.plain(recipe), sort_keys=False))

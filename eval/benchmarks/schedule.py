@@ -15,7 +15,7 @@ import argparse
 import json
 from pathlib import Path
 
-from sfd import checkpoints, configs, jobs
+from sfd import checkpoints, configs, devices, jobs
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--recipe", default="digits-forget-three")
@@ -41,7 +41,7 @@ def run(name: str, overrides: list[str], seconds: float) -> list[dict]:
     """Train until done or for `seconds`; the lines of its looks."""
     folder = arguments.runs / f"schedule-{name}"
     recipe = configs.load(arguments.recipe, overrides)
-    device = jobs.device_of()
+    device = devices.device_of()
     stats = folder / "stats.jsonl"
 
     def stop_in_time(what: str, done: int, total: int) -> None:

@@ -69,7 +69,7 @@ def audit(
     """Audit a student, or anybody's model; exit 0 PASS, 3 FAIL, 4 INCONCLUSIVE."""
     import json
 
-    from sfd import jobs, verbs
+    from sfd import devices, jobs, verbs
 
     ways = {"a subject": subject, "--controls": controls, "--plan": plan, "--asks": asks}
     given = [way for way, value in ways.items() if value]
@@ -86,7 +86,7 @@ def audit(
         for condition, n in verbs.asked_of(asks, names).items():
             say(json.dumps({"condition": condition, "n": n}, ensure_ascii=False))
         return
-    where = jobs.device_of(device)
+    where = devices.device_of(device)
     with progress_bars() as progress:
         if controls:
             rows = verbs.run_controls(

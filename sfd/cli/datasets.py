@@ -60,13 +60,13 @@ def synthesize(
     """
     import json
 
-    from sfd import jobs, verbs
+    from sfd import devices, verbs
     from sfd.synthesis import webdataset as tars
 
     given = _numbers(words or [], {"n": n, "seed": seed})
     rank, size = (os.environ.get(name, d) for name, d in (("RANK", "0"), ("WORLD_SIZE", "1")))
     shard = shard or f"{rank}/{size}"
-    where = str(jobs.device_of(device))
+    where = str(devices.device_of(device))
     folder_of = Path(out).expanduser()
     if webdataset:
         tars.check_place(folder_of, Path(webdataset).expanduser())

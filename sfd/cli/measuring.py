@@ -25,12 +25,12 @@ def classifier(
     device: Device = None,
 ) -> None:
     """Train a timm classifier on labelled images, measure it, and write its card."""
-    from sfd import jobs, verbs
+    from sfd import devices, verbs
 
     with progress_bars() as progress:
         card = verbs.train_judge(
             data, Path(out), recipe=recipe, overrides=overrides or [], heldout=heldout,
-            command=" ".join(["sfd", *sys.argv[1:]]), device=jobs.device_of(device),
+            command=" ".join(["sfd", *sys.argv[1:]]), device=devices.device_of(device),
             progress=progress,
         )  # fmt: skip
     assert card.calibration is not None
@@ -56,10 +56,10 @@ def calibrate(
 ) -> None:
     """Measure a detector on labelled images and write the result into its card."""
     from sfd import calibrate as measures
-    from sfd import classifiers, images, jobs
+    from sfd import classifiers, devices, images
     from sfd.eval import load_judge
 
-    detector = load_judge(name, str(jobs.device_of(device)))
+    detector = load_judge(name, str(devices.device_of(device)))
     labelled = images.read_labelled(data)
     if impostors:
         strangers, of = images.read_pictures(Path(impostors)), label or detector.card.labels[0]
@@ -88,10 +88,10 @@ def reference(
     device: Device = None,
 ) -> None:
     """Write reference statistics of labelled real images (an .npz)."""
-    from sfd import jobs, verbs
+    from sfd import devices, verbs
 
     file = verbs.write_reference(
         data, Path(out), extractor=features, floor=floor,
-        names=labels.split(",") if labels else None, device=jobs.device_of(device),
+        names=labels.split(",") if labels else None, device=devices.device_of(device),
     )  # fmt: skip
     say(str(file))

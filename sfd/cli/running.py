@@ -69,12 +69,12 @@ def _main_job(
     *,
     audited: bool,
 ) -> None:
-    from sfd import configs, jobs
+    from sfd import configs, devices, jobs
 
     rest, chosen = _out_of(overrides, out)
     recipe = configs.load(name, rest)
     folder = configs.folder_of(name, recipe, chosen)
-    job = jobs.prepare(name, recipe, jobs.device_of(device))
+    job = jobs.prepare(name, recipe, devices.device_of(device))
     for note in jobs.notes(recipe) if os.environ.get("RANK", "0") == "0" else ():
         print(f"note: {note}", file=sys.stderr)
     if dry_run:
@@ -85,7 +85,7 @@ def _main_job(
     with progress_bars() as progress:
         work = jobs.run_job if audited else jobs.train_job
         audit = work(
-            job, folder, device=jobs.device_of(device), force=force, say=say, progress=progress
+            job, folder, device=devices.device_of(device), force=force, say=say, progress=progress
         )
     if not audited or os.environ.get("RANK", "0") != "0":
         return
@@ -103,7 +103,7 @@ def pretrain(
     device: Device = None,
 ) -> None:
     """Train a teacher: class-conditional from labelled images, or text-to-image from captions."""
-    from sfd import configs, jobs, pretrain, pretrain_text
+    from sfd import configs, devices, pretrain, pretrain_text
 
     rest, chosen = _out_of(overrides, out)
     plan = configs.load_teacher(recipe, rest)
@@ -111,7 +111,7 @@ def pretrain(
     if dry_run:
         print_yaml({"folder": str(folder), **configs.plain(plan)}, False)
         return
-    where = jobs.device_of(device)
+    where = devices.device_of(device)
     with progress_bars() as progress:
         if isinstance(plan, configs.TextTeacherRecipe):
             made = pretrain_text.run(plan, folder, device=where, force=force, progress=progress)
@@ -136,10 +136,10 @@ def sample(
 
     Labels go into class folders; prompts into one folder with a metadata.jsonl.
     """
-    from sfd import jobs, verbs
+    from sfd import devices, verbs
     from sfd import sample as samplers
 
-    generator = samplers.load(student, str(jobs.device_of(device)))
+    generator = samplers.load(student, str(devices.device_of(device)))
     if generator.labels:
         if prompt or prompts:
             raise ValueError(f"{student}: is asked in classes: use --labels")
