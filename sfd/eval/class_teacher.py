@@ -35,7 +35,7 @@ def teacher_side(
     reference: Reference,
     progress: common.Progress | None,
 ) -> TeacherSide:
-    """The teacher's side, cached by all it rests on.
+    """The teacher's side, cached by all it rests on; what was drawn before an interruption stays.
 
     A label the teacher was never taught is drawn all the same (its null condition).
     """
@@ -56,10 +56,13 @@ def teacher_side(
     path = common.cached(f"teacher-{teacher.name}-{content.hash_json(key)[:16]}.npz")
     if path.is_file():
         return _read(path)
-    choices = suite.teacher.guidance if len(suite.teacher.guidance) > 1 else []
+    unfinished = path.with_suffix(".unfinished.npz")
+    known = _read(unfinished) if unfinished.is_file() else None
+    choices = suite.teacher.guidance if len(suite.teacher.guidance) > 1 and not known else []
+    left = labels[len(known.drawn) :] if known else labels
     count = common.counter(
         (lambda _, n, of: progress(f"teacher {teacher.name}", n, of)) if progress else None,
-        len(labels) * (len(choices) * few + suite.n.per_class),
+        len(labels) * len(choices) * few + len(left) * suite.n.per_class,
     )
     taught = [i for i in labels if i not in teacher.without]
     names = [teacher.labels[i] for i in taught]
@@ -73,12 +76,12 @@ def teacher_side(
             count(few)
         return np.concatenate(found)
 
-    only = suite.teacher.guidance[0]
-    best, tried = guidance.best(choices, features_at, real) if choices else (only, {})
+    best, tried = (known.guidance, known.tried) if known else (suite.teacher.guidance[0], {})
+    if choices:
+        best, tried = guidance.best(choices, features_at, real)
     generate = sample.teacher_sampler(teacher, steps=suite.teacher.steps, guidance=best)
-    drawn: dict[int, Drawn] = {}
-    sheets: dict[int, np.ndarray] = {}
-    for label in labels:
+    drawn, sheets = (known.drawn, known.sheets) if known else ({}, {})
+    for label in left:
         kept: list[np.ndarray] = []
         drawn[label] = evidence.draw(
             generate,
@@ -91,7 +94,8 @@ def teacher_side(
             progress=count,
         )
         sheets[label] = np.concatenate(kept)[: common.PER_SHEET]
-    _write(path, TeacherSide(drawn, sheets, best, tried))
+        _write(unfinished, TeacherSide(drawn, sheets, best, tried))
+    unfinished.replace(path)
     return _read(path)  # in the cache's half precision, as every later audit sees it
 
 
