@@ -133,8 +133,8 @@ def _own_phases(found: Any, where: str) -> tuple[Phase, ...]:
     """What a user's own objective returned, its losses guarded. Raises ValueError if no phases."""
     if not isinstance(found, tuple | list) or not all(isinstance(p, Phase) for p in found):
         raise ValueError(f"{where}: returned {type(found).__name__}, not a tuple of sfd.Phase")
-    if not found:
-        raise ValueError(f"{where}: returned no sfd.Phase, so nothing would learn")
+    with plugins.blamed(where):
+        objectives.check_phases(found)
     return tuple(replace(phase, loss=plugins.guarded(phase.loss, where)) for phase in found)
 
 

@@ -50,7 +50,9 @@ class Phase:
     long as the process: what it holds must follow from the number. Only the networks in `learns`
     have parameters that take a gradient. `weight` says which of the batch's weights multiplies the
     losses. The phase comes in one batch of `every`. `distinct` is how many different images it
-    sees: image numbers start again from 0 after so many. Raises ValueError on anything else.
+    sees: image numbers start again from 0 after so many. `steps` False: the optimizer does not step
+    after it, its gradient is added to that of the next phase that learns the same. Raises
+    ValueError on anything else.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Phase:
     weight: Literal["student", "fake"]
     every: int = 1
     distinct: int | None = None
+    steps: bool = True
 
     def __post_init__(self) -> None:
         for name, count in (("every", self.every), ("distinct", self.distinct)):
@@ -77,6 +80,18 @@ class Phase:
                     f"phase {self.name}: its loss asks for {name!r}"
                     f"{content.did_you_mean(name, OFFERED)}"
                 )
+
+
+def check_phases(phases: Sequence[Phase]) -> None:
+    """Raises ValueError on none, or a gradient that no optimizer would ever use."""
+    if not phases:
+        raise ValueError("returned no sfd.Phase, so nothing would learn")
+    for i, phase in enumerate(phases):
+        form = (phase.learns, phase.every)
+        if not any(p.steps and (p.learns, p.every) == form for p in phases[i:]):
+            raise ValueError(
+                f"phase {phase.name}: steps=False, and no later one of its networks and every does"
+            )
 
 
 @dataclass(frozen=True)
@@ -196,7 +211,7 @@ def sid(
     both networks' outputs, which leaves DMD's gradient. `reuse` trains the fake score on the very
     samples of the student's update, which saves one evaluation in eleven. The student learns in
     one batch of `fake_updates`, the fake score in each (arXiv 2405.14867, section 4.2). `pairs`
-    adds `regression`'s loss, with its options and a `weight`, as a second phase of the student.
+    adds `regression`'s loss to the student's, with its options and a `weight`.
     """
     sample_sigma = schedules.sampler(**sigma_student)
 
@@ -212,7 +227,7 @@ def sid(
     student = Phase("student", ("student",), loss, "student", every=fake_updates)
     fake = _fake_phase(sigma_init=sigma_init, sigma=sigma_fake, kind=fake_loss, reuse=reuse)
     held = _held(pairs, sigma_init=sigma_init, sigma_range=sigma_range, every=fake_updates)
-    return (student, *held, fake)
+    return (*held, student, fake)
 
 
 def diff_instruct(
@@ -249,7 +264,7 @@ def diff_instruct(
     student = Phase("student", ("student",), loss, "student", every=fake_updates)
     fake = _fake_phase(sigma_init=sigma_init, sigma=sigma_fake, kind=fake_loss, reuse=reuse)
     held = _held(pairs, sigma_init=sigma_init, sigma_range=sigma_range, every=fake_updates)
-    return (student, *held, fake)
+    return (*held, student, fake)
 
 
 def regression(
@@ -299,7 +314,10 @@ def _held(
     sigma_range: tuple[float, float],
     every: int,
 ) -> tuple[Phase, ...]:
-    """`regression` as a further phase, by default with DMD's weight (arXiv 2311.18828, eq. 9)."""
+    """`regression` as a part of the next phase's step, by default with DMD's weight.
+
+    arXiv 2311.18828, eq. 9.
+    """
     if pairs is None:
         return ()
     if not isinstance(pairs, Mapping):
@@ -309,7 +327,8 @@ def _held(
     (phase,) = regression(sigma_init=sigma_init, sigma_range=sigma_range, **options)
     assert phase.distinct
     # of the images of all batches it sees one in `every`
-    return (replace(phase, name="pairs", every=every, distinct=every * phase.distinct),)
+    distinct = every * phase.distinct
+    return (replace(phase, name="pairs", every=every, distinct=distinct, steps=False),)
 
 
 def _student_logs(target_x0: Tensor, fake_x0: Tensor) -> Logs:

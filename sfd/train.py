@@ -117,7 +117,7 @@ def train(
                 _add(stats, f"loss_{phase.name}", weighted.detach() / teacher_size(teacher))
                 for key, values in logs.items():
                     _add(stats, key, values)
-            for name in phase.learns:
+            for name in phase.learns if phase.steps else ():
                 state.add_gradients(own[name])
                 for key, mask in masks.items() if name == "student" else ():
                     grad = student.get_parameter(key).grad
@@ -213,7 +213,7 @@ def call(
         f"phase {phase.name}: its loss, one value a row,",
     )
     losses = _checked(losses, rows, torch.float32, where)
-    if rule.penalty and "student" in phase.learns:
+    if rule.penalty and "student" in phase.learns and phase.steps:
         if "x_g" not in seen:
             raise ValueError(f"phase {phase.name}: its loss never asks the student, which the"
                              " rule's penalty is on")  # fmt: skip

@@ -346,14 +346,51 @@ def test_pairs_add_regression_times_its_weight(name):
     phases = objectives.TABLE[name].phases(
         sigma_init=2.5, fake_updates=3, pairs={"weight": 0.5, "pairs": 16, "steps": 5}
     )
-    assert [(p.name, p.every, p.distinct) for p in phases] == [
-        ("student", 3, None), ("pairs", 3, 48), ("fake", 1, None)
+    assert [(p.name, p.every, p.distinct, p.steps) for p in phases] == [
+        ("pairs", 3, 48, False), ("student", 3, None, True), ("fake", 1, None, True)
     ]  # fmt: skip
-    added = phases[1]
+    added = phases[0]
     assert added.learns == ("student",) and added.weight == "student"
     losses, _ = added.loss(student=student, target=target, draw=randoms(8), kept={})
     alone = losses_of("regression", student, target, None, 8, steps=5)
     torch.testing.assert_close(losses, 0.5 * alone)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_phases_without_a_step_add_their_gradients_to_the_next(tmp_path, accumulate):
+    """Two losses in one step are their sum's."""
+
+    def part(weight):
+        def loss(student, draw):
+            z = draw.normal("z")
+            drawn = student(2.5 * z, z.new_full((len(z),), 2.5))
+            return weight * (drawn - weight).square().flatten(1).sum(1), {}
+
+        return loss
+
+    def both(student, draw):
+        return part(1.0)(student, draw)[0] + part(0.3)(student, draw)[0], {}
+
+    def phase(name, loss, **options):
+        return objectives.Phase(name, ("student",), loss, "student", **options)
+
+    def trained(folder, *phases):
+        teacher = tiny_teacher()
+        student, _ = training.train(
+            teacher, forgetting.none(teacher, []), phases, student=teacher.make_student(),
+            fake=teacher.make_student(), retained=[0, 1], concepts=[], share=0.0,
+            weight_student=1.0, weight_fake=1.0, total=64, batch=8, accumulate=accumulate,
+            lr_student=1e-2, lr_fake=1e-3, ema_images=0, seed=3, folder=folder, identity={}, tick=8,
+            checkpoint=64, device=CPU,
+        )  # fmt: skip
+        return student.state_dict()
+
+    once = trained(tmp_path / "once", phase("both", both))
+    parts = trained(tmp_path / "parts", phase("a", part(1.0), steps=False), phase("b", part(0.3)))
+    apart = trained(tmp_path / "apart", phase("a", part(1.0)), phase("b", part(0.3)))
+    for key, value in once.items():
+        torch.testing.assert_close(parts[key], value, rtol=1e-4, atol=1e-5)
+    assert any(not torch.allclose(apart[key], value, atol=1e-4) for key, value in once.items())
 
 
 def test_regression_follows_the_targets_own_range():

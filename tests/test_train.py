@@ -274,6 +274,7 @@ o_weight = objective(flat, weight="foo")
 o_none = lambda *, sigma_init: None
 o_one = lambda *, sigma_init: objectives.sid(sigma_init=sigma_init)[0]
 o_empty = lambda *, sigma_init: ()
+o_stuck = lambda *, sigma_init: (sfd.Phase("a", ("student",), flat, "student", steps=False),)
 o_nobody = lambda: ()
 def o_value(*, sigma_init):
     int("x")
@@ -307,6 +308,7 @@ def t_late(*, device):
         ("o_none", "own.py:o_none: returned NoneType, not a tuple of sfd.Phase"),
         ("o_one", "own.py:o_one: returned Phase, not a tuple of sfd.Phase"),
         ("o_empty", "own.py:o_empty: returned no sfd.Phase"),
+        ("o_stuck", "own.py:o_stuck: phase a: steps=False, and no later one of its networks"),
         ("o_nobody", "unexpected keyword argument 'sigma_init'"),
         ("o_value", "own.py:o_value: invalid literal for int()"),
         ("t_none", "own.py:t_none: returned NoneType, not sfd.Teacher"),
