@@ -58,24 +58,32 @@ def guarded(function: Callable[..., Any], where: str) -> Callable[..., Any]:
 
 
 def resolve(table: Mapping[str, Any], name: str, kind: str) -> Any:
-    """The row called `name`: of `table`, of entry-point group `sfd.<kind>`, or `FILE.py:NAME`.
+    """The row called `name`: of `table`, of an installed package, or `FILE.py:NAME`.
 
     Raises ValueError, in one line, if there is none; the nearest known name is suggested. A
     function of the user's own is `guarded`.
     """
-    if name in table:
-        return table[name]
     path, colon, attribute = name.rpartition(":")
-    if colon and path.endswith(".py"):
+    if name not in table and colon and path.endswith(".py"):
         found = getattr_or_explain(_import_file(Path(path).expanduser()), attribute, path)
         return guarded(found, name)
+    return installed(table, name, kind, hint=" (your own: ./FILE.py:NAME)")
+
+
+def installed(table: Mapping[str, Any], name: str, kind: str, hint: str = "") -> Any:
+    """The row called `name`: of `table`, or of entry-point group `sfd.<kind>`.
+
+    What a model file names is looked up here: no file of code that came with it is run.
+    """
+    if name in table:
+        return table[name]
     entries = importlib.metadata.entry_points(group=f"sfd.{kind}")
     if name in entries.names:
         with blamed(f"{name}: cannot be imported"):
             found = entries[name].load()
         return guarded(found, name) if callable(found) else found
     near = content.did_you_mean(name, [*table, *entries.names])
-    raise ValueError(f"no {kind.rstrip('s')} called {name!r}{near} (your own: ./FILE.py:NAME)")
+    raise ValueError(f"no {kind.rstrip('s')} called {name!r}{near}{hint}")
 
 
 def getattr_or_explain(module: Any, attribute: str, where: str) -> Callable[..., Any]:

@@ -352,6 +352,25 @@ def test_loading_errors(tmp_path):
         teachers.build_denoiser({"kind": "edn"})
 
 
+def test_a_model_file_runs_no_code_that_came_with_it(tmp_path):
+    code, ran = tmp_path / "mine.py", tmp_path / "ran"
+    code.write_text(f"open({str(ran)!r}, 'w').close()\ndef build(): pass\n")
+    teacher = teachers.load(name="mixture", device=CPU)
+    student = teacher.make_student()
+    card = {
+        "schema": "sfd/model/1", "role": "teacher", "name": "mine", "labels": list(teacher.labels),
+        "shape": list(teacher.shape), "sigma_range": [0.002, 80.0], "sigma_init": 2.5,
+        "without": [], "spec": {"kind": f"{code}:build"},
+    }  # fmt: skip
+    file = tmp_path / "mine.safetensors"
+    for kind, says in ((f"{code}:build", "no denoiser called"), ("edm", "denoiser of kind edm")):
+        card["spec"] = {"kind": kind}
+        checkpoints.write_model(file, student, card, half=False)
+        with pytest.raises(ValueError, match=says):
+            teachers.load(file=str(file), device=CPU)
+    assert not ran.exists()
+
+
 @pytest.mark.parametrize("name", teachers.embedded())
 def test_embedded_teachers_keep_the_contract(name):
     teacher = teachers.load(name=name, device=CPU)

@@ -180,7 +180,7 @@ def build_denoiser(spec: Mapping[str, Any]) -> nn.Module:
     """A denoiser of a spec's architecture with fresh weights. Raises ValueError if unknown."""
     options = dict(spec)
     kind = options.pop("kind", None)
-    build = plugins.resolve(DENOISERS, str(kind), "denoisers")
+    build = plugins.installed(DENOISERS, str(kind), "denoisers")
     try:
         return build(**options)
     except TypeError as error:

@@ -37,7 +37,10 @@ class Teacher:
     labels: tuple[str, ...]
     """Names of the classes; empty where conditions are prompts."""
     spec: dict[str, Any]
-    """Plain data that rebuilds the student's architecture, for `teachers.build_denoiser`."""
+    """Plain data that rebuilds the student's architecture, for `teachers.build_denoiser`.
+
+    Its `kind` is shipped, or an entry point `sfd.denoisers` of an installed package.
+    """
     sha256: str
     sigma_range: tuple[float, float] = (0.002, 80.0)
     sigma_init: float = 2.5
