@@ -41,6 +41,10 @@ def plain_of(
         if path is None:
             return None
         raise ValueError(f"{path}: has forgotten something, or never knew it: it is not plain")
+    if plain and teacher and plain.teacher_sha256 != teacher.sha256:
+        if path is None:
+            return None
+        raise ValueError(f"{path}: was distilled from another teacher than {teacher.name}")
     return plain
 
 

@@ -617,6 +617,7 @@ def test_a_gold_must_fit_and_be_needed():
         ("taught", {}),
         ("gold", {"without": [0]}),
         ("other", {"without": [0], "labels": ["a", "b", "c", "d"]}),
+        ("foreign", {"teacher": {"name": "mixture", "sha256": "0" * 64}}),
     ):
         file = Path(name, "student.safetensors")
         checkpoints.write_model(file, teacher.make_student(), {**card, **changed}, half=False)
@@ -634,6 +635,8 @@ def test_a_gold_must_fit_and_be_needed():
     assert rivals.plain_of(subject, teacher, None, CPU) is None
     with pytest.raises(ValueError, match="it is not plain"):
         rivals.plain_of(subject, teacher, Path("gold"), CPU)
+    with pytest.raises(ValueError, match="distilled from another teacher than mixture"):
+        rivals.plain_of(subject, teacher, Path("foreign"), CPU)
     options = {"device": CPU, "progress": lambda *a: None, "attack_images": "teacher"}
     with pytest.raises(ValueError, match="suite mixture has no attacks: leave --attack-images"):
         verbs.audit_file(Path("taught"), "mixture", Path("out"), **options)

@@ -48,6 +48,8 @@ class Subject:
     seed: int | None = None
     family_sha256: str | None = None
     """Hash of its recipe but for the training seed."""
+    teacher_sha256: str | None = None
+    """Hash of the teacher that it was distilled from, by its card."""
 
 
 def concepts_of(card: dict[str, Any]) -> list[AnyConcept]:
@@ -71,6 +73,7 @@ def of_student(path: Path, device: str, concepts: Sequence[AnyConcept] | None = 
         recipe_sha256=student.card.get("recipe_sha256"),
         family_sha256=student.card.get("family_sha256"),
         seed=student.card.get("seed"),
+        teacher_sha256=student.card["teacher"]["sha256"],
         without=student.card["without"],
         findings=beside(file),
         victim=victim_of(student),
