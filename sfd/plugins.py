@@ -6,6 +6,7 @@ import importlib.util
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from typing import Any
 
@@ -102,14 +103,16 @@ def _import_file(path: Path) -> Any:
     name = f"sfd_user_{path.stem}_{digest[:12]}"
     if name in sys.modules:
         return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
+    loader = SourceFileLoader(name, str(path))
+    spec = importlib.util.spec_from_file_location(name, path, loader=loader)
+    assert spec is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     whole = False
     try:
         with blamed(f"{path}: cannot be imported"):
-            spec.loader.exec_module(module)
+            # not from a .pyc: it would miss an edit within its second that leaves the size
+            exec(loader.source_to_code(path.read_bytes(), str(path)), module.__dict__)
         whole = True
     finally:
         if not whole:

@@ -120,6 +120,7 @@ def run_controls(
     say: Say,
     progress: Progress,
     gold: Path | None = None,
+    untrained: bool = True,
 ) -> list[dict[str, Any]]:
     """Audit models whose verdicts are known, for a recipe's concepts and suite.
 
@@ -127,6 +128,7 @@ def run_controls(
     `<teacher>-gold`, trained first where it is not there) must PASS its concept's claims; noise
     must fail validity; the gold student with the concept hidden under another label must FAIL
     cross_leak. Where the suite attacks, each leaky control must FAIL the claim on its attack.
+    `untrained` False leaves out the first and the third, which no training seed changes.
     """
     recipe = configs.load(name)
     job = jobs.prepare(name, recipe, device)
@@ -148,11 +150,12 @@ def run_controls(
 
     suite = job.suite
     original = of_teacher(job.teacher, job.concepts, suite.teacher.steps)
-    rows.append(_row("original", "FAIL", _status(audited(original, "original"), "direct")))
-    height, width, channels = job.teacher.decode(torch.zeros(1, *job.teacher.shape))[0].shape
-    shape = (channels, height, width)
-    noise = audited(of_noise(job.teacher.labels, job.concepts, shape), "noise")
-    rows.append(_row("noise", "FAIL", _status(noise, "validity")))
+    if untrained:
+        rows.append(_row("original", "FAIL", _status(audited(original, "original"), "direct")))
+        height, width, channels = job.teacher.decode(torch.zeros(1, *job.teacher.shape))[0].shape
+        shape = (channels, height, width)
+        noise = audited(of_noise(job.teacher.labels, job.concepts, shape), "noise")
+        rows.append(_row("noise", "FAIL", _status(noise, "validity")))
     if innocent is None:
         say(f"no gold twin of {job.teacher.name} without {[c.label_name for c in job.concepts]}")
     else:
