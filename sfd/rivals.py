@@ -37,15 +37,16 @@ def plain_of(
     None where there is none. Raises ValueError if `path` names one that does not fit.
     """
     plain = _student(subject, teacher, path, "plain", device)
-    if plain and (plain.concepts or plain.without):
-        if path is None:
-            return None
-        raise ValueError(f"{path}: has forgotten something, or never knew it: it is not plain")
-    if plain and teacher and plain.teacher_sha256 != teacher.sha256:
-        if path is None:
-            return None
-        raise ValueError(f"{path}: was distilled from another teacher than {teacher.name}")
-    return plain
+    if plain is None:
+        return None
+    wrong = None
+    if plain.concepts or plain.without:
+        wrong = "has forgotten something, or never knew it: it is not plain"
+    elif teacher and plain.teacher_sha256 != teacher.sha256:
+        wrong = f"was distilled from another teacher than {teacher.name}"
+    if wrong and path:
+        raise ValueError(f"{path}: {wrong}")
+    return None if wrong else plain
 
 
 def _student(

@@ -95,7 +95,8 @@ def teacher_side(
         )
         sheets[label] = np.concatenate(kept)[: common.PER_SHEET]
         _write(unfinished, TeacherSide(drawn, sheets, best, tried))
-    unfinished.replace(path)
+    _write(path, TeacherSide(drawn, sheets, best, tried))
+    unfinished.unlink(missing_ok=True)  # another audit of this teacher may have been first
     return _read(path)  # in the cache's half precision, as every later audit sees it
 
 
