@@ -105,7 +105,8 @@ Size = Annotated[int, Field(gt=0, strict=True)]
 class _Card(Strict):
     """What every model file says of itself; it may say more."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    # strict number by number: JSON has no tuples, and no keys but words
+    model_config = ConfigDict(extra="allow", frozen=True, strict=False)
 
     role: Literal["student", "teacher"]
     name: str

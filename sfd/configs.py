@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, model_validator
 
 from sfd import content, networks, schedules
-from sfd.content import Strict
+from sfd.content import Pair, Strict
 
 Precision = Literal["fp32", "bf16"]
 Batch = Annotated[int, Field(gt=0, le=1_000_000)]
@@ -248,7 +248,7 @@ class Guidance(Strict):
     train: float = Field(default=1.0, ge=0)
     fake: float = Field(default=1.0, ge=0)
     target: float = Field(default=1.0, ge=0)
-    interval: tuple[float, float] | None = None
+    interval: Pair | None = None
 
     @model_validator(mode="after")
     def _interval_is_one(self) -> "Guidance":

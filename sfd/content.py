@@ -6,11 +6,12 @@ import hashlib
 import inspect
 import json
 import os
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Annotated, Any, BinaryIO, TypeVar
 
 import pydantic
 import yaml
@@ -20,13 +21,15 @@ _PACKAGE = Path(__file__).resolve().parent
 
 
 class Strict(pydantic.BaseModel):
-    """A frozen record whose unknown keys are errors, and numbers that are not finite."""
+    """A frozen record: an unknown key, a value of another type, a number not finite are errors."""
 
-    # not strict: YAML 1.1 reads the number 1e-6 as a word
     model_config = pydantic.ConfigDict(
-        extra="forbid", frozen=True, strict=False, allow_inf_nan=False
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False
     )
 
+
+# a list of two, which is how YAML and JSON write one; its numbers are as strict as any
+Pair = Annotated[tuple[float, float], pydantic.Field(strict=False)]
 
 Model = TypeVar("Model", bound=pydantic.BaseModel)
 
@@ -104,6 +107,14 @@ class _UniqueKeys(_Loader):
                 problem=f"key {twice!r} is given twice", problem_mark=node.start_mark
             )
         return super().construct_mapping(node, deep)
+
+
+# YAML 1.1, which the library reads, takes the number 1e-6 for a word; YAML 1.2 does not
+_UniqueKeys.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$"),
+    list("-+.0123456789"),
+)
 
 
 @lru_cache(256)

@@ -189,9 +189,15 @@ def test_options_that_the_code_fills_are_not_offered():
         assert "known: " in said and "sigma_init" not in said and "sigma_range" not in said
 
 
-def test_a_number_that_yaml_reads_as_a_word_is_a_number():
-    done = CliRunner().invoke(cli.app, ["train", "smoke", "objective.alpha=1e-3", "--dry-run"])
+def test_a_number_that_yaml_1_1_reads_as_a_word_is_a_number():
+    words = ("objective.alpha=1e-3", "train.lr_student=2E5", "train.ema_images=1.e+2")
+    done = CliRunner().invoke(cli.app, ["train", "smoke", *words, "--dry-run"])
     assert done.exit_code == 0, done.output
+
+
+@pytest.mark.parametrize("word", ["train.images=true", "train.images='100'", "train.tick=100.0"])
+def test_a_value_of_another_type_is_not_read_as_a_number(word):
+    assert word.partition("=")[0] in refused_here("train", "smoke", word)
 
 
 @pytest.mark.parametrize("name", ["tpu", "meta", "mps", "cuda:x", "cuda:99", ""])

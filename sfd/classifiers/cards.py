@@ -7,7 +7,7 @@ import pydantic
 import yaml
 
 from sfd import content, metrics
-from sfd.content import Model, Strict
+from sfd.content import Model, Pair, Strict
 
 if TYPE_CHECKING:
     import torch
@@ -22,7 +22,7 @@ class Count(Strict):
 
     k: int = pydantic.Field(ge=0)
     n: int = pydantic.Field(gt=0)
-    ci95: tuple[float, float]
+    ci95: Pair
 
 
 class Curve(Strict):
