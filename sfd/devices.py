@@ -1,9 +1,15 @@
-"""Which device a command runs on."""
+"""Which device a command runs on, and by how many threads."""
 
 import os
 import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
+from torch import nn
+
+SMALL = 10_000_000
+"""Parameters of a network below which its layers are too short to be shared among threads."""
 
 
 def device_of(asked: str | None = None) -> torch.device:
@@ -32,3 +38,21 @@ def check_device(asked: str) -> None:
     count = torch.cuda.device_count()
     if int(asked.partition(":")[2] or 0) >= count:
         raise ValueError(f"no device {asked!r}: there are {count}, numbered from 0")
+
+
+@contextmanager
+def threads_for(modules: Iterable[nn.Module], device: torch.device) -> Iterator[None]:
+    """One thread of a CPU while small networks learn, unless `OMP_NUM_THREADS` asks for more.
+
+    Its threads would wait for each other at every layer: two that sleep meanwhile take twice the
+    time of one, two that spin save a tenth, and ten times the time where another program runs
+    (`eval/LOG.md`).
+    """
+    before = torch.get_num_threads()
+    small = all(sum(p.numel() for p in m.parameters()) < SMALL for m in modules)
+    if small and device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

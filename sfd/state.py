@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from sfd import checkpoints, content
+from sfd import checkpoints, content, devices
 
 Stats = dict[str, tuple[float, float]]
 """Name to (sum, count): adds up over steps and processes."""
@@ -262,7 +262,7 @@ def loop(
     def crossed(every: int) -> bool:
         return run.nimg // every != (run.nimg - batch) // every
 
-    with signals() as caught:
+    with signals() as caught, devices.threads_for(run.modules.values(), device):
         while run.nimg < total:
             started = time.perf_counter()
             stats = add_stats(step(run.nimg), device)
