@@ -65,7 +65,8 @@ def train(
     average = state.frozen_copy(student)
     rates = {"student": lr_student, "fake": lr_fake}
     optimizers = {
-        name: torch.optim.Adam(own[name], lr=rates[name], betas=(0.0, 0.999), fused=True) for name in networks
+        name: torch.optim.Adam(own[name], lr=rates[name], betas=(0.0, 0.999), fused=True)
+        for name in networks
     }
     null = teacher.encode([None])
     asked = {
