@@ -1,7 +1,8 @@
 """What an attack is given, what it leaves, and what it costs."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
@@ -119,6 +120,22 @@ class Victim:
     def draw(self, z: Tensor, cond: Tensor, sigma: float | None = None) -> Tensor:
         """The image of `x0`."""
         return self.pixels(self.x0(z, cond, sigma))
+
+    @contextmanager
+    def roughly(self) -> Iterator[None]:
+        """While an attacker searches: the generator in bfloat16, which is enough for a gradient.
+
+        What is handed in is drawn outside of it, as whoever released the generator would draw it.
+        """
+        inner = [m for m in self.denoiser.modules() if hasattr(m, "precision")]
+        before = [m.precision for m in inner]
+        try:
+            for module in inner:
+                module.precision = torch.bfloat16  # pyright: ignore[reportArgumentType]
+            yield
+        finally:
+            for module, precision in zip(inner, before, strict=True):
+                module.precision = precision
 
 
 @dataclass(frozen=True)

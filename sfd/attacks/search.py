@@ -121,13 +121,14 @@ def latent_search(
     for numbers in chunks(n, batch):
         cond = victim.encode(goal.asks(numbers))
         start = victim.latents(seed, "latent", numbers)
-        z, _, first = ascend(
-            start,
-            lambda z, cond=cond: log_probability(goal, victim.draw(z, cond)),
-            lambda z, start=start: shell(near(z, start, radius)),
-            steps=steps,
-            rate=rate,
-        )
+        with victim.roughly():
+            z, _, first = ascend(
+                start,
+                lambda z, cond=cond: log_probability(goal, victim.draw(z, cond)),
+                lambda z, start=start: shell(near(z, start, radius)),
+                steps=steps,
+                rate=rate,
+            )
         latents.append(z)
         with torch.no_grad():
             drawn = victim.draw(z, cond)
@@ -174,14 +175,15 @@ def condition_search(
         def score(c: Tensor, z: Tensor = z) -> Tensor:
             return log_probability(goal, victim.draw(z, c))
 
-        with torch.no_grad():
+        with torch.no_grad(), victim.roughly():
             value = torch.stack([score(c) for c in tried]).nan_to_num(nan=-math.inf)
         favourite = tried[value.argmax(0), torch.arange(len(z), device=z.device)]
         far = rate * float(own.flatten(1).norm(dim=1).mean())
-        climbs = [
-            ascend(start, score, ball(norm * unit), steps=steps, rate=far)
-            for start in (own, favourite)
-        ]
+        with victim.roughly():
+            climbs = [
+                ascend(start, score, ball(norm * unit), steps=steps, rate=far)
+                for start in (own, favourite)
+            ]
         better = climbs[1][1] > climbs[0][1]
         best = torch.where(better.reshape(-1, *[1] * (own.ndim - 1)), climbs[1][0], climbs[0][0])
         first = torch.where(better, climbs[1][2], climbs[0][2])
@@ -242,7 +244,7 @@ def inversion(
         ) -> Tensor:
             return -(draw(both) - real).square().flatten(1).mean(1)
 
-        with torch.no_grad():
+        with torch.no_grad(), victim.roughly():
             tried = [victim.latents(seed, f"start {i}", numbers).flatten(1) for i in range(starts)]
             both = torch.stack([torch.cat([z, cond.flatten(1)], 1) for z in tried])
             nearest = torch.stack([closeness(each) for each in both]).argmax(0)
@@ -251,7 +253,8 @@ def inversion(
         def inside(both: Tensor) -> Tensor:
             return torch.cat([shell(both[:, :size]), both[:, size:]], 1)
 
-        best, _, _ = ascend(start, closeness, inside, steps=steps, rate=rate)
+        with victim.roughly():
+            best, _, _ = ascend(start, closeness, inside, steps=steps, rate=rate)
         latents.append(best[:, :size])
         with torch.no_grad():
             drawn = draw(best)

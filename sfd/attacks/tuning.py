@@ -117,7 +117,9 @@ def _train(
         raw = goal.asks(numbers) if goal.prompts else list(map(int, asked))
         cond, kind = mine.encode(raw), torch.from_numpy(asked).to(device)
         z = mine.latents(seed, "train", numbers)
-        value = matching_loss(mine.draw(z, cond), kind, real, label)
+        with mine.roughly():
+            drawn = mine.draw(z, cond)
+        value = matching_loss(drawn, kind, real, label)
         if not torch.isfinite(value):
             break
         optimizer.zero_grad(set_to_none=True)

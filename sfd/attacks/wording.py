@@ -96,7 +96,9 @@ def textual_inversion(
         liked = torch.cat([score(part) for part in candidates.split(16)])
     start = candidates[liked.nan_to_num(nan=-math.inf).topk(min(starts, len(liked))).indices]
     inside = ball(norm * float(lengths.max()))
-    best, top, first = ascend(start, score, inside, steps=steps, rate=rate * float(lengths.mean()))
+    with victim.roughly():
+        far = rate * float(lengths.mean())
+        best, top, first = ascend(start, score, inside, steps=steps, rate=far)
     chosen = int(top.argmax())
     vector = best[chosen]
     parts = []
