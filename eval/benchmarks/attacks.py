@@ -1,7 +1,8 @@
 """Collect what attacks did to several subjects of one suite.
 
-`python eval/benchmarks/attacks.py SUITE NAME=AUDIT_FOLDER...` writes `eval/results/attacks.json`,
-from audits as `sfd audit RUN --suite SUITE --gold GOLD --out AUDIT_FOLDER` leaves them.
+`python eval/benchmarks/attacks.py SUITE NAME=AUDIT_FOLDER...` writes
+`eval/results/attacks-SUITE.json`, from audits as
+`sfd audit RUN --suite SUITE --gold GOLD --out AUDIT_FOLDER` leaves them.
 """
 
 import argparse
@@ -55,7 +56,7 @@ result = {
     "suite": arguments.suite,
     "subjects": subjects,
 }
-Path("eval/results/attacks.json").write_text(json.dumps(result, indent=1) + "\n")
+Path(f"eval/results/attacks-{arguments.suite}.json").write_text(json.dumps(result, indent=1) + "\n")
 for subject in subjects:
     for row in subject["attacks"]:
         print(subject["name"], row["attack"], *(row[w]["k"] for w in ("subject", "gold", "leaky")

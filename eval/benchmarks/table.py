@@ -36,8 +36,13 @@ def table() -> str:
 
 
 def attacks() -> str:
-    """Markdown: how far each attack got with each subject, with the gold and with its control."""
-    result = json.loads((ROOT / "eval/results/attacks.json").read_text())
+    """Markdown: what each suite's attacks did."""
+    files = sorted((ROOT / "eval/results").glob("attacks-*.json"))
+    return "\n\n".join(_attacks(json.loads(path.read_text())) for path in files)
+
+
+def _attacks(result: dict) -> str:
+    """How far each attack got with each subject, with the gold and with its control."""
     subjects = result["subjects"]
     heads = [f"`{subject['name']}` (never knew it)" for subject in subjects]
     lines = [
