@@ -43,10 +43,8 @@ def shape_of(ref: Mapping[str, Any]) -> Shape:
     teacher cannot be known without building it (a factory, the analytic one).
     """
     options = ref.get("options") or {}
-    name, folder = ref.get("name"), ref.get("diffusers")
-    if name and (stable_diffusion.EMBEDDED / name / "model_index.json").is_file():
-        folder = stable_diffusion.EMBEDDED / name
-    if folder:
+    name = ref.get("name")
+    if folder := stable_diffusion.embedded(name) or ref.get("diffusers"):
         return stable_diffusion_shape(Path(folder).expanduser(), options.get("t_init"))
     file = ref.get("file") or (stable_diffusion.EMBEDDED / f"{name}.safetensors" if name else None)
     if file is None or not Path(file).expanduser().is_file():

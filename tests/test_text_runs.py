@@ -11,7 +11,19 @@ import torch
 import yaml
 
 import sfd
-from sfd import checkpoints, configs, export, images, jobs, plan, sample, seal, teachers, verbs
+from sfd import (
+    checkpoints,
+    configs,
+    content,
+    export,
+    images,
+    jobs,
+    plan,
+    sample,
+    seal,
+    teachers,
+    verbs,
+)
 from sfd import train as training
 from sfd.eval.pipelines import Sampling, of_pipeline
 from sfd.teachers import lora
@@ -275,3 +287,19 @@ def test_a_plan_of_classes_and_of_what_cannot_be_planned():
     assert large["student"] == small["student"] == pytest.approx(4 * 1.03e6, rel=0.05)
     with pytest.raises(ValueError, match="cannot be planned"):
         verbs.plan_run(configs.load("smoke"))
+
+
+def test_shipped_recipes_fit_the_shipped_pipeline():
+    named = [n for n in content.names("configs") if n.startswith("fashion-text-forget")]
+    files = [str(content.find("configs", name)) for name in named]
+    assert verbs.validate(files) == (len(files), [], []) and len(files) > 4
+
+
+def test_a_recipe_of_ones_own_is_checked_against_its_pipeline(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe = content.read_yaml(content.find("configs", "fashion-text-forget-sneaker"))
+    recipe["objective"]["zzzz"] = 1
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "own.yaml").write_text(yaml.safe_dump(recipe))
+    (line,) = verbs.validate([])[1]
+    assert "own.yaml" in line and "zzzz" in line

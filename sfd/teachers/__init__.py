@@ -90,15 +90,14 @@ def load(
         return teacher
     if name == "mixture":
         return _called(mixture.build, options, device, "mixture")
-    if name and (_WEIGHTS / name / "model_index.json").is_file():
-        diffusers = str(_WEIGHTS / name)
-    if diffusers:
-        folder = Path(diffusers).expanduser()
+    carried = stable_diffusion.embedded(name)
+    if carried or diffusers:
+        folder = carried or Path(diffusers or "").expanduser()
         signs = ("model_index.json", "unet/config.json", "config.json")
         if not any((folder / sign).is_file() for sign in signs):
             raise ValueError(f"{folder}: not a diffusers folder: has none of {', '.join(signs)}")
         read = stable_diffusion.load if _is_pipeline(folder) else diffusers_unet.load
-        return _called(partial(read, folder), options, device, diffusers)
+        return _called(partial(read, folder), options, device, str(folder))
     if options:
         raise ValueError(f"teacher {name or file}: takes no options")
     if file:

@@ -62,6 +62,12 @@ def betas_of(betas: dict[str, Any] | list[float]) -> Tensor:
     return named_betas(**betas)
 
 
+def embedded(name: str | None) -> Path | None:
+    """The folder of the pipeline that the package carries under a name, if it is one."""
+    folder = EMBEDDED / (name or "")
+    return folder if name and (folder / "model_index.json").is_file() else None
+
+
 def folder_of(ref: Mapping[str, Any]) -> Path:
     """The pipeline folder that a student's card names as its teacher. Raises ValueError if gone."""
     embedded = EMBEDDED / str(ref.get("name", ""))
