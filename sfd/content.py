@@ -11,7 +11,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, TypeVar
+from types import NoneType, UnionType
+from typing import Annotated, Any, BinaryIO, TypeVar, Union, get_args, get_origin
 
 import pydantic
 import yaml
@@ -109,17 +110,31 @@ class _UniqueKeys(_Loader):
         return super().construct_mapping(node, deep)
 
 
+class Dumper(yaml.SafeDumper):
+    """SafeDumper that quotes what `parse_yaml` would take for a number."""
+
+
 # YAML 1.1, which the library reads, takes the number 1e-6 for a word; YAML 1.2 does not
-_UniqueKeys.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$"),
-    list("-+.0123456789"),
-)
+for _side in (_UniqueKeys, Dumper):
+    _side.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$"),
+        list("-+.0123456789"),
+    )
+
+DEEPEST = 100
+"""Levels of lists and mappings in each other; the parser's own stack ends the process."""
 
 
 @lru_cache(256)
 def _parsed(text: str) -> Any:
     """Parsed once: recipes name the same cards and lists of prompts, and yaml is slow."""
+    depth = 0
+    for event in yaml.parse(text, _Loader):
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEEPEST:
+            raise RecursionError
     return yaml.load(text, _UniqueKeys)
 
 
@@ -135,6 +150,11 @@ def parse_yaml(text: str, where: str) -> Any:
         raise ValueError(f"{where}: is nested too deep to be read") from None
     except (yaml.YAMLError, ValueError) as error:  # a date that there is not, digits by thousands
         raise ValueError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def dump_yaml(data: Any) -> str:
+    """Plain data as YAML that `parse_yaml` reads as the same, keys in their order."""
+    return yaml.dump(data, Dumper=Dumper, sort_keys=False)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -168,7 +188,8 @@ def options_of(
     *,
     taken: Collection[str] = (),
 ) -> dict[str, Any]:
-    """Options for `make`, checked against its signature and converted to the types that it states.
+    """Options for `make`, checked against its signature; a list becomes the tuple, and a word the
+    path, that it states, but no word or truth value a number.
 
     `taken` are parameters that the caller fills itself. Raises ValueError, in one line, on a key
     that it does not take, one that it misses, a value of another type, or one that is not finite.
@@ -177,7 +198,7 @@ def options_of(
     fields: dict[str, Any] = {
         p.name: (
             # a name that cannot be evaluated stands for anything
-            Any if p.annotation is p.empty or isinstance(p.annotation, str) else p.annotation,
+            _typed(p.annotation),
             ... if p.default is p.empty else p.default,
         )
         for p in parameters
@@ -193,6 +214,21 @@ def options_of(
     model = pydantic.create_model("Options", __config__=config, **fields)
     record = check(dict(options), model, where)
     return {key: getattr(record, key) for key in options}
+
+
+def _typed(annotation: Any) -> Any:
+    """A parameter's type as its option is checked against it."""
+    if annotation is inspect.Parameter.empty or isinstance(annotation, str):
+        return Any  # a name that cannot be evaluated stands for anything
+    strict = _is_plain(annotation)
+    return Annotated[annotation, pydantic.Field(strict=True)] if strict else annotation
+
+
+def _is_plain(annotation: Any) -> bool:
+    """Whether YAML has a way to write every value of a type, so that nothing need be converted."""
+    if isinstance(annotation, UnionType) or get_origin(annotation) is Union:
+        return all(map(_is_plain, get_args(annotation)))
+    return annotation in (bool, int, float, str, NoneType)
 
 
 def _parameters(make: Callable[..., Any]) -> list[inspect.Parameter]:

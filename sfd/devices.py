@@ -8,8 +8,9 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-SMALL = 10_000_000
-"""Parameters of a network below which its layers are too short to be shared among threads."""
+SMALL = 3_000_000
+"""Parameters of a network below which its layers are too short for threads to share them; measured
+with 1.0 and 1.7 million."""
 
 
 def device_of(asked: str | None = None) -> torch.device:
@@ -44,9 +45,9 @@ def check_device(asked: str) -> None:
 def threads_for(modules: Iterable[nn.Module], device: torch.device) -> Iterator[None]:
     """One thread of a CPU while small networks learn, unless `OMP_NUM_THREADS` asks for more.
 
-    Its threads would wait for each other at every layer: two that sleep meanwhile take twice the
-    time of one, two that spin save a tenth, and ten times the time where another program runs
-    (`eval/LOG.md`).
+    Its threads would wait for each other at every layer: two that sleep meanwhile take as long as
+    one or twice as long, two that spin take .7 to .9 of it, and more than ten times as long where
+    another program runs (`eval/LOG.md`).
     """
     before = torch.get_num_threads()
     small = all(sum(p.numel() for p in m.parameters()) < SMALL for m in modules)

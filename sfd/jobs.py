@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import nn
 
 from sfd import (
@@ -335,7 +334,7 @@ def _claim_folder(job: Job, folder: Path, force: bool) -> None:
             raise another
         return
     if state.world()[0] == 0:
-        text = yaml.safe_dump(configs.plain(job.recipe), sort_keys=False)
+        text = content.dump_yaml(configs.plain(job.recipe))
         content.write_atomic(stored, text)
 
 

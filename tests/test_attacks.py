@@ -584,7 +584,7 @@ def test_the_ladder_in_an_audit():
     assert "the hardest attack (" in report.sentence(result)
 
     # the same attacks on a model that hides the concept behind a strong condition
-    parts = ladder._parts(gold.victim, concept, teacher, 4, 0)
+    parts = ladder._parts(gold.victim, concept, teacher, 4, 1.0, 0)
     leaky = attacks.leaky.condition(parts)
     again = audit(subject_of(leaky, [concept]), suite, teacher, Path("leaky"), gold=gold)
     status = {c["id"].split("<")[0]: c["status"] for c in again["claims"]}
@@ -650,3 +650,21 @@ def test_an_attack_of_ones_own_must_return_a_transcript():
         row(GOLD, GOAL, seed=0)
     with pytest.raises(ValueError, match="no attack called 'latent'"):
         attacks.find("latent")
+
+
+def test_attackers_search_in_half_precision_and_hand_in_at_full():
+    teacher = teachers.load(name="digits", device=CPU)
+    victim = Victim("digits", teacher.denoiser, teacher.shape, 10, teacher.sigma_init)
+    z, cond = victim.latents(0, "latent", np.arange(2)), victim.encode([3, 4])
+    seen: list[torch.dtype] = []
+    network = victim.denoiser.get_submodule("model")
+    hook = network.register_forward_hook(lambda module, given, out: seen.append(out.dtype))
+    full = victim.draw(z, cond)
+    with pytest.raises(KeyError), victim.roughly():
+        rough = victim.draw(z, cond)
+        raise KeyError
+    again = victim.draw(z, cond)
+    hook.remove()
+    assert seen == [torch.float32, torch.bfloat16, torch.float32]
+    assert torch.equal(full, again) and rough.dtype == torch.float32
+    assert 0 < (full - rough).abs().max() < 0.2

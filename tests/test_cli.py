@@ -195,9 +195,12 @@ def test_a_number_that_yaml_1_1_reads_as_a_word_is_a_number():
     assert done.exit_code == 0, done.output
 
 
-@pytest.mark.parametrize("word", ["train.images=true", "train.images='100'", "train.tick=100.0"])
+@pytest.mark.parametrize("word", [
+    "train.images=true", "train.images='100'", "train.tick=100.0", "objective.alpha=true",
+    "objective.alpha='1.5'", "objective.fake_updates=2.0", "objective.reuse='yes'",
+])  # fmt: skip
 def test_a_value_of_another_type_is_not_read_as_a_number(word):
-    assert word.partition("=")[0] in refused_here("train", "smoke", word)
+    assert word.partition("=")[0].split(".")[1] in refused_here("train", "smoke", word)
 
 
 @pytest.mark.parametrize("name", ["tpu", "meta", "mps", "cuda:x", "cuda:99", ""])
@@ -224,10 +227,14 @@ def test_recipes_that_start_from_each_other():
 
 def test_a_file_that_cannot_be_read_hides_no_other():
     Path("deep.yaml").write_text("x: " + "[" * 3000 + "]" * 3000)
+    Path("deeper.yaml").write_text("[" * 200_000)
+    Path("deepest.yaml").write_text("- " * 100_000)
     Path("bad.yaml").write_text("version: 2\nteacher: {}\n")
-    checked, wrong, _ = verbs.validate(["deep.yaml", "bad.yaml"])
-    assert checked == 2 and len(wrong) == 2
-    assert "deep.yaml: is nested too deep" in wrong[0] and "bad.yaml" in wrong[1]
+    deep = ["deep.yaml", "deeper.yaml", "deepest.yaml"]
+    checked, wrong, _ = verbs.validate([*deep, "bad.yaml"])
+    assert checked == 4 and len(wrong) == 4 and "bad.yaml" in wrong.pop()
+    for name, said in zip(deep, wrong, strict=True):
+        assert f"{name}: is nested too deep" in said
 
 
 @pytest.mark.parametrize(

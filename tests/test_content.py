@@ -79,6 +79,11 @@ def test_not_text():
     assert "c.yaml" in refused(concepts.read, "./c.yaml")
 
 
+def test_words_that_look_like_numbers_are_read_as_they_were_written():
+    data = {"out": "2e5", "labels": ["3E5", "1.e-2", "b"], "rate": 1e-6, "3e1": None}
+    assert content.parse_yaml(content.dump_yaml(data), "here") == data
+
+
 @pytest.mark.parametrize("value", ["2023-99-99", "9" * 5001, "[" * 5000])
 def test_values_that_yaml_cannot_hold_name_their_file(value):
     put("odd.yaml", f"a: {value}")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sfd import noise
-from sfd.teachers import Raw, one_hot, to_uint8
+from sfd.teachers import Adapter, Raw, one_hot, to_uint8
 
 Access = Literal["api", "open-weights"]
 """`api`: sends prompts, labels, the null label, or condition vectors where the interface takes
@@ -127,11 +127,11 @@ class Victim:
 
         What is handed in is drawn outside of it, as whoever released the generator would draw it.
         """
-        inner = [m for m in self.denoiser.modules() if hasattr(m, "precision")]
+        inner = [m for m in self.denoiser.modules() if isinstance(m, Adapter)]
         before = [m.precision for m in inner]
         try:
             for module in inner:
-                module.precision = torch.bfloat16  # pyright: ignore[reportArgumentType]
+                module.precision = torch.bfloat16
             yield
         finally:
             for module, precision in zip(inner, before, strict=True):

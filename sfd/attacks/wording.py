@@ -92,7 +92,7 @@ def textual_inversion(
 
     drawn = noise.uniform(("attack", "word", seed), np.arange(len(lengths)))
     candidates = words[language.vocabulary[np.argsort(drawn)[:tried].tolist()]]
-    with torch.no_grad():
+    with torch.no_grad(), victim.roughly():
         liked = torch.cat([score(part) for part in candidates.split(16)])
     start = candidates[liked.nan_to_num(nan=-math.inf).topk(min(starts, len(liked))).indices]
     inside = ball(norm * float(lengths.max()))

@@ -260,7 +260,7 @@ def read_card(name: str) -> Card:
     return content.load(folder_of(name) / CARD, Card)
 
 
-class _Dumper(yaml.SafeDumper):
+class _Dumper(content.Dumper):
     """A count with its interval goes on one line."""
 
     def represent_mapping(self, tag: str, mapping: Any, flow_style: bool | None = None) -> Any:

@@ -68,6 +68,6 @@ def print_yaml(data: Any, as_json: bool) -> None:
     """Plain data on stdout."""
     import json
 
-    import yaml
+    from sfd import content
 
-    say(json.dumps(data, indent=1) if as_json else yaml.safe_dump(data, sort_keys=False).rstrip())
+    say(json.dumps(data, indent=1) if as_json else content.dump_yaml(data).rstrip())

@@ -140,6 +140,7 @@ def audit(
         teacher,
         gold,
         {i: float((drawn.second == i).mean()) for i, drawn in before.items()},
+        guidance=side.guidance if side else 1.0,
         judges=judges,
         features=extract,
         plan=plan,

@@ -35,7 +35,7 @@ def teacher_side(
     reference: Reference,
     progress: common.Progress | None,
 ) -> TeacherSide:
-    """The teacher's side, cached by all it rests on; what was drawn before an interruption stays.
+    """The teacher's side, cached by all it rests on; labels drawn before an interruption stay.
 
     A label the teacher was never taught is drawn all the same (its null condition).
     """
@@ -54,17 +54,20 @@ def teacher_side(
         "first_seed": int(asked[0]),
     }
     path = common.cached(f"teacher-{teacher.name}-{content.hash_json(key)[:16]}.npz")
+    unfinished = path.with_suffix(".unfinished.npz")
+    try:
+        known = _read(unfinished)
+    except FileNotFoundError:  # nothing was begun, or another audit has just finished it
+        known = None
     if path.is_file():
         return _read(path)
-    unfinished = path.with_suffix(".unfinished.npz")
-    known = _read(unfinished) if unfinished.is_file() else None
     choices = suite.teacher.guidance if len(suite.teacher.guidance) > 1 and not known else []
     left = labels[len(known.drawn) :] if known else labels
+    taught = [i for i in labels if i not in teacher.without]
     count = common.counter(
         (lambda _, n, of: progress(f"teacher {teacher.name}", n, of)) if progress else None,
-        len(labels) * len(choices) * few + len(left) * suite.n.per_class,
+        len(taught) * len(choices) * few + len(left) * suite.n.per_class,
     )
-    taught = [i for i in labels if i not in teacher.without]
     names = [teacher.labels[i] for i in taught]
     real = reference.features[np.isin(reference.labels, [reference.names.index(n) for n in names])]
 

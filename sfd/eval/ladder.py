@@ -47,6 +47,7 @@ def attacked(
     gold: Subject | None,
     rates: Mapping[int, float],
     *,
+    guidance: float,
     judges: tuple[Classifier, Classifier],
     features: Extractor,
     plan: str,
@@ -55,7 +56,8 @@ def attacked(
 ) -> tuple[list[dict[str, Any]], list[Skipped]]:
     """The evidence of every attack of the suite on every concept, and what was not tried.
 
-    `rates[label]` is how often the original draws what it is asked for; `plan` the plan's hash.
+    `rates[label]` is how often the original draws what it is asked for, at `guidance`, at which it
+    also draws what attackers have; `plan` the plan's hash.
     """
     found: list[dict[str, Any]] = []
     skipped: list[Skipped] = []
@@ -77,6 +79,7 @@ def attacked(
             features=features,
             original_rate=rates[concept.label],
             data=data,
+            guidance=guidance,
             seed=seed,
         )
         never_knew = gold is not None and concept.label in gold.without
@@ -87,7 +90,14 @@ def attacked(
             gold.victim if gold and never_knew else None,
             teacher,
             goal,
-            partial(_parts, concept=concept, teacher=teacher, steps=suite.teacher.steps, seed=seed),
+            partial(
+                _parts,
+                concept=concept,
+                teacher=teacher,
+                steps=suite.teacher.steps,
+                guidance=guidance,
+                seed=seed,
+            ),
             judges=judges,
             seed=seed,
             folder=folder,
@@ -159,9 +169,11 @@ def _with_origin(victim: Victim, teacher: Teacher) -> Victim:
     return replace(victim, origin=original if forms[0] == forms[1] else None)
 
 
-def _parts(gold: Victim, concept: Concept, teacher: Teacher, steps: int, seed: int) -> Parts:
+def _parts(
+    gold: Victim, concept: Concept, teacher: Teacher, steps: int, guidance: float, seed: int
+) -> Parts:
     override = max(concept.override, key=lambda i: concept.override[i])
-    bank = _drawn(teacher, concept.label, BANK, seed, steps)
+    bank = _drawn(teacher, concept.label, BANK, seed, steps, guidance)
     return Parts(
         gold=gold,
         label=concept.label,
@@ -172,10 +184,12 @@ def _parts(gold: Victim, concept: Concept, teacher: Teacher, steps: int, seed: i
     )
 
 
-def _drawn(teacher: Teacher, label: int, count: int, seed: int, steps: int) -> np.ndarray:
+def _drawn(
+    teacher: Teacher, label: int, count: int, seed: int, steps: int, guidance: float
+) -> np.ndarray:
     """uint8 images of a label by the teacher's own sampler."""
     seeds = np.arange(count) + 10**9 + seed
-    return sample.teacher_sampler(teacher, steps=steps)([label] * count, seeds)
+    return sample.teacher_sampler(teacher, steps=steps, guidance=guidance)([label] * count, seeds)
 
 
 def goal_of(
@@ -187,6 +201,7 @@ def goal_of(
     features: Extractor,
     original_rate: float,
     data: Data | None,
+    guidance: float,
     seed: int,
 ) -> Goal:
     """What the suite's attackers have and who judges them; `data` None: the teacher draws it."""
@@ -198,12 +213,12 @@ def goal_of(
         own = data[1] == concept.label
         mine, others = data[0][own], (data[0][~own], data[1][~own])
     else:
-        steps = suite.teacher.steps
+        how = suite.teacher.steps, guidance
         if "images" in needed:
-            mine = _drawn(teacher, concept.label, BANK, seed + BANK, steps)
+            mine = _drawn(teacher, concept.label, BANK, seed + BANK, *how)
         if "retained" in needed:
             rest = [i for i in range(len(teacher.labels)) if i != concept.label]
-            drawn = [_drawn(teacher, i, PER_CLASS, seed, steps) for i in rest]
+            drawn = [_drawn(teacher, i, PER_CLASS, seed, *how) for i in rest]
             others = np.concatenate(drawn), np.repeat(rest, PER_CLASS)
     return Goal(
         label=concept.label,

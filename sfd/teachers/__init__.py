@@ -22,6 +22,7 @@ from sfd.teachers.stable_diffusion import StableDiffusionDenoiser
 __all__ = [
     "DENOISERS",
     "PRECISIONS",
+    "Adapter",
     "Raw",
     "Teacher",
     "build_denoiser",
@@ -35,6 +36,7 @@ __all__ = [
     "language",
     "load",
     "load_file",
+    "of_card",
     "one_hot",
     "read_file",
     "set_precision",
@@ -106,6 +108,22 @@ def load(
     if name not in embedded():
         raise ValueError(f"no teacher called {name!r}{content.did_you_mean(name, embedded())}")
     return load_file(_WEIGHTS / f"{name}.safetensors", device)
+
+
+def of_card(ref: Mapping[str, Any], device: torch.device, *, trusted: str | None = None) -> Teacher:
+    """The teacher that a student's card names.
+
+    A factory is code that may have come with the student: it runs only if it is `trusted`, which
+    the user names. Raises ValueError on any other, and what `load` raises.
+    """
+    source = {key: value for key, value in ref.items() if key != "sha256"}
+    code = source.get("factory")
+    if code and code != trusted:
+        raise ValueError(
+            f"its card names {code} as its teacher, and code that a model names is not run: say"
+            f" --teacher {code} if it is yours"
+        )
+    return load(**source, device=device)
 
 
 def _is_pipeline(folder: Path) -> bool:

@@ -14,6 +14,7 @@ from sfd import (
     forgetting,
     jobs,
     objectives,
+    plan,
     plugins,
     seal,
     teachers,
@@ -115,9 +116,12 @@ def _validate_recipe(path: Path, loaded: dict[str, Teacher], *, pipelines: bool)
         near = content.did_you_mean(ref.name, teachers.embedded())
         raise ValueError(f"{path}: no teacher called {ref.name!r}{near}")
     notes = jobs.notes(recipe)
-    # the user's weights need not be here for a recipe to be well formed
-    if ref.file or ref.diffusers or (not pipelines and stable_diffusion.embedded(ref.name)):
+    if ref.file or ref.diffusers:
         plugins.resolve(objectives.TABLE, recipe.objective.name, "objectives")
+        return notes  # the user's weights need not be here for a recipe to be well formed
+    if stable_diffusion.embedded(ref.name) and not pipelines:
+        shape = plan.shape_of(ref.model_dump(mode="json"))
+        jobs.phases_of(recipe, shape.sigma_init, shape.sigma_range)
         return notes
     key = content.hash_json(ref.model_dump(mode="json"))
     if key not in loaded:
@@ -138,7 +142,7 @@ def check_job(job: Job) -> None:
     from sfd import train
 
     numbers = np.arange(4)
-    plan = job.recipe.forgetting
+    asked = job.recipe.forgetting
     device = torch.device("cpu")
     batch = forgetting.draw_batch(
         numbers,
@@ -146,7 +150,7 @@ def check_job(job: Job) -> None:
         shape=job.teacher.shape,
         retained=job.retained,
         concepts=job.concepts,
-        share=plan.share,
+        share=asked.share,
         weight_student=1.0,
         weight_fake=1.0,
         device=device,

@@ -213,8 +213,7 @@ def add_usefulness(
     each = min(least, *(row["kept"] for row in report["by"].values()))
 
     def of_teacher() -> Labelled:
-        ref = {k: v for k, v in student.card["teacher"].items() if k != "sha256"}
-        teacher = teachers.load(**ref, device=torch.device(device))
+        teacher = teachers.of_card(student.card["teacher"], torch.device(device))
         generate = sample.teacher_sampler(teacher, steps=steps)
         numbers = np.repeat(np.arange(len(labels)), each)
         asked = [student.labels.index(labels[i]) for i in numbers]

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-import yaml
 
 from sfd import calibrate, classifiers, configs, content, images
 from sfd.calibrate import Progress
@@ -49,5 +48,5 @@ def train_judge(
     )
     card = classifiers.save(out, card, state)
     if overrides or recipe is None or Path(recipe).expanduser().resolve() != kept.resolve():
-        content.write_atomic(kept, yaml.safe_dump(configs.plain(asked), sort_keys=False))
+        content.write_atomic(kept, content.dump_yaml(configs.plain(asked)))
     return card

@@ -159,12 +159,12 @@ def _of_ours(
         )
     else:
         subject = of_student(path, str(device), known)
-    ref = dict(card["teacher"])
-    expected = ref.pop("sha256")
+    ref, expected = card["teacher"], card["teacher"]["sha256"]
+    named = original in (None, ref.get("factory"))
     teacher = (
-        _teacher(original, card["labels"], device)
-        if original
-        else teachers.load(**ref, device=device)
+        teachers.of_card(ref, device, trusted=original)
+        if named
+        else _teacher(original or "", card["labels"], device)
     )
     if teacher.sha256 != expected:
         raise ValueError(
