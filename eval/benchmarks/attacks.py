@@ -46,6 +46,7 @@ for each in arguments.audits:
             "plan_sha256": audit["suite"]["plan_sha256"],
             "verdict": audit["verdict"],
             "seconds": audit["cost"]["seconds"],
+            "git_commit": audit["provenance"]["git_commit"],
             "attacks": [told(entry) for entry in audit["evidence"]["attacks"]],
         }
     )
