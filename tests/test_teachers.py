@@ -369,9 +369,9 @@ def test_a_model_file_runs_no_code_that_came_with_it(tmp_path):
         with pytest.raises(ValueError, match=says):
             teachers.load(file=str(file), device=CPU)
     ref = {"factory": f"{code}:build", "options": {}, "sha256": "0"}
-    with pytest.raises(ValueError, match="say --teacher"):
+    with pytest.raises(ValueError, match="takes --teacher"):
         teachers.of_card(ref, CPU)
-    with pytest.raises(ValueError, match="say --teacher"):
+    with pytest.raises(ValueError, match="takes --teacher"):
         teachers.of_card(ref, CPU, trusted="./other.py:build")
     assert not ran.exists()
     with pytest.raises(ValueError, match="build"):
