@@ -7,8 +7,8 @@ Published (SFD, arXiv 2409.11219): each iteration a full batch of retained and o
 rows, whose losses weigh .01, float32, fresh samples for the fake score. That is a batch of twice
 the size with half of its rows forgetting. Learning rates, networks and the average's half-life in
 updates are ours on both sides. Both are looked at while they train; the published side draws twice
-as many images, in at most `patience` times the seconds that ours takes in all. Gone: found in at most 1 % of the looked-at
-images. Good: FID at most 1.25 times our final one.
+as many images, in at most `patience` times the seconds that ours takes in all. Gone: found in at
+most 1 % of the looked-at images. Good: FID at most 1.25 times our final one.
 """
 
 import argparse
