@@ -14,8 +14,18 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "sfd"
 
 LAYERS = [
-    # 0: mathematics and bytes
-    {"schedules", "solvers", "noise", "objectives", "metrics", "networks", "images", "content"},
+    # 0: mathematics, bytes and the machine
+    {
+        "schedules",
+        "solvers",
+        "noise",
+        "objectives",
+        "metrics",
+        "networks",
+        "images",
+        "content",
+        "devices",
+    },
     # 1: readers and formats
     {"concepts", "configs", "classifiers", "checkpoints", "features", "provenance", "seal"},
     # 2: adapters
@@ -34,7 +44,6 @@ LAYERS = [
         "export",
         "plan",
         "verbs",
-        "devices",
         "jobs",
         "rivals",
         "watch",
