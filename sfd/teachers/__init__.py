@@ -120,8 +120,8 @@ def of_card(ref: Mapping[str, Any], device: torch.device, *, trusted: str | None
     code = source.get("factory")
     if code and code != trusted:
         raise ValueError(
-            f"its card names {code} as its teacher, and code that a model names is not run; if it is"
-            f" yours, `sfd audit` takes --teacher {code}"
+            f"its card names {code} as its teacher, and code that a model names is not run; if it"
+            f" is yours, `sfd audit` takes --teacher {code}"
         )
     return load(**source, device=device)
 
