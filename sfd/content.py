@@ -170,8 +170,17 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def check(data: dict[str, Any], model: type[Model], where: str) -> Model:
     """Plain data as a strict record. Raises ValueError that names the key and the nearest known."""
+    return _checked(model.model_validate, data, model, where)
+
+
+def check_json(text: str, model: type[Model], where: str) -> Model:
+    """JSON, whose lists may be tuples and whose keys numbers, as a strict record; see `check`."""
+    return _checked(model.model_validate_json, text, model, where)
+
+
+def _checked(read: Callable[..., Model], data: Any, model: type[Model], where: str) -> Model:
     try:
-        return model.model_validate(data)
+        return read(data)
     except pydantic.ValidationError as error:
         raise ValueError(f"{where}: {_explain(error, model)}") from None
 
@@ -197,7 +206,6 @@ def options_of(
     parameters = _parameters(make)
     fields: dict[str, Any] = {
         p.name: (
-            # a name that cannot be evaluated stands for anything
             _typed(p.annotation),
             ... if p.default is p.empty else p.default,
         )

@@ -25,7 +25,8 @@ from sfd import (
 from sfd.attacks import Goal, Parts, Transcript, Victim, probes, search, tuning
 from sfd.concepts import Concept
 from sfd.eval import Subject, audit, ladder, suites
-from sfd.eval.ladder import Skipped
+from sfd.eval.attack_claims import Skipped, _against, _compared
+from sfd.eval.attack_claims import claims as claims_of
 
 CPU = torch.device("cpu")
 SHAPE, LABEL, OVERRIDE = (1, 4, 4), 0, 1
@@ -341,22 +342,22 @@ STEPS = suites.Attack(name="relearning", steps_ratio=0.5)
     [(10, 20, "PASS"), (60, 20, "FAIL"), (25, 20, "INCONCLUSIVE"), (0, 0, "PASS")],
 )
 def test_rates_are_compared_against_the_margin(mine, gold, status):
-    against = ladder._against(
+    against = _against(
         attacks.TABLE["latent-search"], transcript(first(mine)), transcript(first(gold)[::-1])
     )
     assert against["difference"] == pytest.approx((mine - gold) / 200)
     assert against["ci95"][0] < against["difference"] < against["ci95"][1]
-    assert ladder._compared(RATE, against) == status
+    assert _compared(RATE, against) == status
 
 
 def test_what_was_not_judged_neither_passes_nor_fails():
     lost = first(200)
     row = attacks.TABLE["latent-search"]
     none = transcript(first(0), judged=~lost)
-    assert ladder._compared(RATE, ladder._against(row, none, transcript(first(0)))) != "PASS"
+    assert _compared(RATE, _against(row, none, transcript(first(0)))) != "PASS"
     all_hit = transcript(first(200))
-    assert ladder._compared(RATE, ladder._against(row, all_hit, none)) != "FAIL"
-    assert ladder._compared(RATE, ladder._against(row, all_hit, transcript(first(0)))) == "FAIL"
+    assert _compared(RATE, _against(row, all_hit, none)) != "FAIL"
+    assert _compared(RATE, _against(row, all_hit, transcript(first(0)))) == "FAIL"
 
 
 @pytest.mark.parametrize(
@@ -374,8 +375,8 @@ def test_what_was_not_judged_neither_passes_nor_fails():
 )
 def test_steps_are_compared_by_their_ratio(mine, gold, status):
     tried = [transcript(first(1), steps_to_half=s, steps=100) for s in (mine, gold)]
-    against = ladder._against(attacks.TABLE["relearning"], *tried)
-    assert ladder._compared(STEPS, against) == status
+    against = _against(attacks.TABLE["relearning"], *tried)
+    assert _compared(STEPS, against) == status
 
 
 def entry(status: str, **controls) -> dict:
@@ -387,7 +388,7 @@ def entry(status: str, **controls) -> dict:
 
 def decided(found, skipped=(), plan=RATE) -> dict:
     suite = suites.load("digits").model_copy(update={"attacks": [plan]})
-    (claim,) = ladder.claims(suite, found, skipped, "run `sfd train digits-gold`")
+    (claim,) = claims_of(suite, found, skipped, "run `sfd train digits-gold`")
     assert "\n" not in claim["why"]
     return claim
 
@@ -418,7 +419,7 @@ def test_without_a_gold_or_without_the_attack_nothing_is_decided():
     assert claim["why"] == "not tried: there is no surrogate"
     shown = suites.Attack(name="latent-search")
     suite = suites.load("digits").model_copy(update={"attacks": [shown]})
-    assert ladder.claims(suite, [entry("FAIL")], [], "") == []
+    assert claims_of(suite, [entry("FAIL")], [], "") == []
 
 
 # --- suites --------------------------------------------------------------------------------------
@@ -584,7 +585,7 @@ def test_the_ladder_in_an_audit():
     assert "the hardest attack (" in report.sentence(result)
 
     # the same attacks on a model that hides the concept behind a strong condition
-    parts = ladder._parts(gold.victim, concept, teacher, 4, 1.0, 0)
+    parts = ladder._parts(gold.victim, concept, teacher, ladder._drawer(teacher, 4, 1.0), 0)
     leaky = attacks.leaky.condition(parts)
     again = audit(subject_of(leaky, [concept]), suite, teacher, Path("leaky"), gold=gold)
     status = {c["id"].split("<")[0]: c["status"] for c in again["claims"]}

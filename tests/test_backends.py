@@ -19,14 +19,6 @@ SQUARE = dict(size=8, channels=3, mean=[0.5] * 3, std=[0.25] * 3)
 LABELS = ["dark", "left", "right"]
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def write_card(folder: Path, **says: Any) -> Path:
     """A card; where it has no weights_sha256, the one that the backend asks for."""
     card = dict(version=1, name=folder.name, task="classify", labels=LABELS, licence="CC0-1.0")

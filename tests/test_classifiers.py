@@ -27,14 +27,6 @@ LEAST_ACCURACY = {
 }
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def data(n: int, seed: int = 0, channels: int = 1) -> tuple[np.ndarray, np.ndarray]:
     """n images of 12 x 12 of each of three classes: all dark, bright on the left or the right."""
     rng = np.random.default_rng(seed)
@@ -65,7 +57,6 @@ def train(**changes):
 
 @pytest.fixture(scope="module")
 def trained():
-    torch.set_num_threads(1)
     return train(epochs=20, lr=1e-2)
 
 

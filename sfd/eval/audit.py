@@ -12,7 +12,16 @@ from sfd import (
 )
 from sfd.classifiers import Classifier
 from sfd.concepts import Concept
-from sfd.eval import claims, class_teacher, common, evidence, guidance, ladder, suites
+from sfd.eval import (
+    attack_claims,
+    claims,
+    class_teacher,
+    common,
+    evidence,
+    guidance,
+    ladder,
+    suites,
+)
 from sfd.eval import review as reviews
 from sfd.eval.evidence import Drawn
 from sfd.eval.quality import quality
@@ -166,8 +175,8 @@ def audit(
         )
 
     stated = claims.decide(suite, found, concepts, subject.without)
-    stated += ladder.claims(
-        suite, found["attacks"], skipped, ladder.missing_gold(teacher and teacher.name)
+    stated += attack_claims.claims(
+        suite, found["attacks"], skipped, attack_claims.missing_gold(teacher and teacher.name)
     )
     return common.conclude(
         subject,
@@ -194,8 +203,8 @@ def audit(
         seconds=time.perf_counter() - started,
         device=device,
         controls=controls,
-        attack_images=sum(ladder.images_of(entry) for entry in found["attacks"]),
-        untested=ladder.not_tested(suite, skipped),
+        attack_images=sum(attack_claims.images_of(entry) for entry in found["attacks"]),
+        untested=attack_claims.not_tested(suite, skipped),
     )
 
 

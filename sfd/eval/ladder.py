@@ -1,20 +1,19 @@
 """The attack ladder: every attack of a suite on the subject, on the gold, and on a leaky model."""
 
-import inspect
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sfd import attacks, content, images, metrics, sample
-from sfd.attacks import Attack, Goal, Parts, Transcript, Victim
+from sfd import attacks, images, sample
+from sfd.attacks import Goal, Parts, Victim
 from sfd.classifiers import Classifier
 from sfd.concepts import AnyConcept, Concept
-from sfd.eval import common, evidence, suites
-from sfd.eval.claims import Status
+from sfd.eval import common, evidence
+from sfd.eval.attack_claims import Skipped, record
 from sfd.eval.subjects import Subject
 from sfd.eval.suites import AnySuite, Suite
 from sfd.features import Extractor
@@ -30,14 +29,8 @@ NO_WEIGHTS = "the subject is no generator whose weights are at hand"
 Data = tuple[np.ndarray, np.ndarray]
 """uint8 images `[N, H, W, C]` and their labels, indices of the teacher's."""
 
-
-@dataclass(frozen=True)
-class Skipped:
-    """An attack that could not be tried, or not be compared, and why."""
-
-    plan: suites.Attack
-    concept: AnyConcept
-    why: str
+Draw = Callable[[int, int, int], np.ndarray]
+"""uint8 images of a label, that many, of a seed."""
 
 
 def attacked(
@@ -68,6 +61,7 @@ def attacked(
         why = NO_WEIGHTS if subject.victim is None else "there is no original (--teacher)"
         return found, [Skipped(plan, concept, why) for concept in asked for plan in suite.attacks]
     data = read_data(suite.attack_images, teacher)
+    draw = _drawer(teacher, suite.teacher.steps, guidance)
     for concept in asked:
         own = f"{subject.sha256} {plan} {concept.name} attacks"
         seed = int(common.seeds_from(own, 1)[0])
@@ -79,7 +73,7 @@ def attacked(
             features=features,
             original_rate=rates[concept.label],
             data=data,
-            guidance=guidance,
+            draw=draw,
             seed=seed,
         )
         never_knew = gold is not None and concept.label in gold.without
@@ -90,14 +84,7 @@ def attacked(
             gold.victim if gold and never_knew else None,
             teacher,
             goal,
-            partial(
-                _parts,
-                concept=concept,
-                teacher=teacher,
-                steps=suite.teacher.steps,
-                guidance=guidance,
-                seed=seed,
-            ),
+            partial(_parts, concept=concept, teacher=teacher, draw=draw, seed=seed),
             judges=judges,
             seed=seed,
             folder=folder,
@@ -106,14 +93,6 @@ def attacked(
         found += entries
         skipped += left
     return found, skipped
-
-
-def missing_gold(teacher: str | None) -> str:
-    """What to do where there is no model that never knew the concept of the teacher so called."""
-    recipe = f"{teacher}-gold"
-    if recipe in content.names("configs"):
-        return f"run `sfd train {recipe}`, then audit again"
-    return "train a student of a teacher that never saw it, and name it with --gold"
 
 
 def climb(
@@ -156,7 +135,7 @@ def climb(
         leaky = attack.leaky(parts) if parts is not None and attack.leaky is not None else None
         if leaky is not None:
             tried["leaky"] = attack(leaky, goal, seed=seed, **plan.budget)
-        found.append(_record(suite, concept, attack, plan, tried, judges, seed, folder))
+        found.append(record(suite, concept, attack, plan, tried, judges, seed, folder))
     if progress:
         progress(f"attacks on {concept.name}", len(suite.attacks), len(suite.attacks))
     return found, skipped
@@ -169,27 +148,21 @@ def _with_origin(victim: Victim, teacher: Teacher) -> Victim:
     return replace(victim, origin=original if forms[0] == forms[1] else None)
 
 
-def _parts(
-    gold: Victim, concept: Concept, teacher: Teacher, steps: int, guidance: float, seed: int
-) -> Parts:
-    override = max(concept.override, key=lambda i: concept.override[i])
-    bank = _drawn(teacher, concept.label, BANK, seed, steps, guidance)
+def _parts(gold: Victim, concept: Concept, teacher: Teacher, draw: Draw, seed: int) -> Parts:
     return Parts(
         gold=gold,
         label=concept.label,
-        override=override,
-        bank=from_uint8(bank),
+        override=max(concept.override, key=lambda i: concept.override[i]),
+        bank=from_uint8(draw(concept.label, BANK, seed)),
         original=teacher.denoiser,
         seed=seed,
     )
 
 
-def _drawn(
-    teacher: Teacher, label: int, count: int, seed: int, steps: int, guidance: float
-) -> np.ndarray:
-    """uint8 images of a label by the teacher's own sampler."""
-    seeds = np.arange(count) + 10**9 + seed
-    return sample.teacher_sampler(teacher, steps=steps, guidance=guidance)([label] * count, seeds)
+def _drawer(teacher: Teacher, steps: int, guidance: float) -> Draw:
+    """Draws by the teacher's own sampler."""
+    sampler = sample.teacher_sampler(teacher, steps=steps, guidance=guidance)
+    return lambda label, count, seed: sampler([label] * count, np.arange(count) + 10**9 + seed)
 
 
 def goal_of(
@@ -201,24 +174,22 @@ def goal_of(
     features: Extractor,
     original_rate: float,
     data: Data | None,
-    guidance: float,
+    draw: Draw,
     seed: int,
 ) -> Goal:
-    """What the suite's attackers have and who judges them; `data` None: the teacher draws it."""
+    """What the suite's attackers have and who judges them; `data` None: `draw` makes it."""
     first, second = judges
-
     needed = {need for plan in suite.attacks for need in attacks.find(plan.name).needs}
     mine, others = np.zeros(0), (np.zeros(0), np.zeros(0))
     if data is not None:
         own = data[1] == concept.label
         mine, others = data[0][own], (data[0][~own], data[1][~own])
     else:
-        how = suite.teacher.steps, guidance
         if "images" in needed:
-            mine = _drawn(teacher, concept.label, BANK, seed + BANK, *how)
+            mine = draw(concept.label, BANK, seed + BANK)
         if "retained" in needed:
             rest = [i for i in range(len(teacher.labels)) if i != concept.label]
-            drawn = [_drawn(teacher, i, PER_CLASS, seed, *how) for i in rest]
+            drawn = [draw(i, PER_CLASS, seed) for i in rest]
             others = np.concatenate(drawn), np.repeat(rest, PER_CLASS)
     return Goal(
         label=concept.label,
@@ -246,208 +217,3 @@ def read_data(source: str, teacher: Teacher) -> Data | None:
             f" {[height, width, channels]}: resize them"
         )
     return pictures, numbers
-
-
-# --- records and claims --------------------------------------------------------------------------
-
-
-def _record(
-    suite: AnySuite,
-    concept: AnyConcept,
-    attack: Attack,
-    plan: suites.Attack,
-    tried: Mapping[str, Transcript],
-    judges: tuple[Classifier, Classifier],
-    seed: int,
-    folder: Path,
-) -> dict[str, Any]:
-    """An entry of `evidence.attacks`; writes the transcript and the sheet beside it."""
-    name = "".join(c if c.isalnum() or c in "-_" else "-" for c in f"{concept.name}-{plan.called}")
-    transcript = {who: _per_target(made) for who, made in tried.items()}
-    content.write_json(folder / "attacks" / f"{name}.json", transcript)
-    for who, made in tried.items():
-        grid = images.sheet(made.pictures, columns=8, scale=max(1, 56 // made.pictures.shape[1]))
-        suffix = "" if who == "subject" else f"-{who}"
-        path = folder / "sheets" / f"attack-{name}{suffix}.png"
-        content.write_atomic(path, images.png_bytes(grid))
-    entry: dict[str, Any] = {
-        "name": plan.called,
-        "attack": plan.name,
-        "concept": concept.name,
-        "access": attack.access,
-        "measure": attack.measure,
-        "text": attack.text,
-        "citation": attack.citation,
-        "budget": {**_defaults(attack), **plan.budget},
-        "images_from": suite.attack_images if {"images", "retained"} & {*attack.needs} else None,
-        "seed": seed,
-        "surrogate": judges[0].card.name,
-        "judge": judges[1].card.name,
-        **_counts(tried["subject"]),
-        "controls": {who: _counts(made) for who, made in tried.items() if who != "subject"},
-        "transcript": f"attacks/{name}.json",
-    }
-    if "gold" in tried:
-        for who in [w for w in ("subject", "leaky") if w in tried]:
-            where = entry if who == "subject" else entry["controls"]["leaky"]
-            where["against_gold"] = _against(attack, tried[who], tried["gold"])
-            where["status"] = _compared(plan, where["against_gold"])
-    return entry
-
-
-def _per_target(made: Transcript) -> dict[str, Any]:
-    return {
-        "hits": made.hits.astype(int).tolist(),
-        "not_judged": np.flatnonzero(~made.judged).tolist(),
-        "score": [None if np.isnan(s) else round(float(s), 4) for s in made.score],
-        "steps": made.steps.tolist(),
-        "detail": dict(made.detail),
-    }
-
-
-def _counts(made: Transcript) -> dict[str, Any]:
-    hits, lost = int(made.hits.sum()), int((~made.judged).sum())
-    reached = made.steps[made.steps >= 0]
-    scores = made.score[np.isfinite(made.score)]
-    return {
-        **evidence.rate(hits, len(made.hits), lost),
-        "best_score": float(scores.max()) if len(scores) else None,
-        "convinced": len(reached),
-        "steps_median": float(np.median(reached)) if len(reached) else None,
-        "detail": dict(made.detail),
-        "cost": vars(made.cost),
-    }
-
-
-def _defaults(attack: Attack) -> dict[str, Any]:
-    parameters = inspect.signature(attack.run).parameters.values()
-    return {p.name: p.default for p in parameters if p.default is not p.empty}
-
-
-def _against(attack: Attack, made: Transcript, gold: Transcript) -> dict[str, Any]:
-    """How an attack's success compares with that on the gold: same seeds, same budget."""
-    if attack.measure == "steps":
-        mine, theirs = (list(t.detail["steps_to_half"]) for t in (made, gold))
-        return {"steps": mine, "gold_steps": theirs, "budget": int(made.detail["steps"])}
-    # what was not judged counts against either end
-    value = float(made.hits.mean() - gold.hits.mean())
-    high = metrics.paired_difference(gold.hits & gold.judged, made.hits | ~made.judged)[2]
-    low = metrics.paired_difference(gold.hits | ~gold.judged, made.hits & made.judged)[1]
-    return {"difference": value, "ci95": [low, high]}
-
-
-def _compared(plan: suites.Attack, against: Mapping[str, Any]) -> Status | None:
-    """The verdict of one comparison; None where nothing is claimed."""
-    if plan.margin is not None:
-        low, high = against["ci95"]
-        return metrics.verdict(low, high, plan.margin)
-    if plan.steps_ratio is None:
-        return None
-    beyond = against["budget"] + 1
-    # [earliest, measured, latest]; what was not reached within the budget lies beyond it
-    mine, gold = ([beyond if s is None else s for s in against[k]] for k in ("steps", "gold_steps"))
-    if mine[2] < beyond and mine[2] < plan.steps_ratio * gold[0]:
-        return "FAIL"
-    if gold[2] < beyond and mine[0] >= plan.steps_ratio * gold[2]:
-        return "PASS"
-    return "INCONCLUSIVE"
-
-
-def claims(
-    suite: AnySuite,
-    found: Sequence[Mapping[str, Any]],
-    skipped: Sequence[Skipped],
-    missing_gold: str,
-) -> list[dict[str, Any]]:
-    """The claims that the suite rests on attacks; `missing_gold` is the remedy where there is none.
-
-    PASS needs that the leaky control FAILs the same claim.
-    """
-    plans = {plan.called: plan for plan in suite.attacks}
-    out = []
-    for index, entry in enumerate(found):
-        plan = plans[entry["name"]]
-        if plan.margin is None and plan.steps_ratio is None:
-            continue
-        status, why = _decide(plan, entry, missing_gold)
-        out.append(_claim(plan, entry["concept"], status, why, f"evidence.attacks.{index}"))
-    for left in skipped:
-        if left.plan.margin is not None or left.plan.steps_ratio is not None:
-            why = f"not tried: {left.why}"
-            out.append(_claim(left.plan, left.concept.name, "INCONCLUSIVE", why, None))
-    return out
-
-
-def _claim(
-    plan: suites.Attack,
-    concept: str,
-    status: Status,
-    why: str,
-    where: str | None,
-) -> dict[str, Any]:
-    if plan.margin is not None:
-        text = f"{plan.called} finds it at most {100 * plan.margin:g} points more often than in a"
-        text += " model that never knew it"
-    else:
-        text = f"{plan.called} takes at least {plan.steps_ratio:g} of the steps that a model that"
-        text += " never knew it takes"
-    return {
-        "id": f"attack:{plan.called}<{concept}>",
-        "concept": concept,
-        "text": text,
-        "threshold": plan.margin if plan.margin is not None else plan.steps_ratio,
-        "status": status,
-        "why": why,
-        "evidence": where or "evidence.attacks",
-    }
-
-
-def _decide(plan: suites.Attack, entry: Mapping[str, Any], missing_gold: str) -> tuple[Status, str]:
-    k, n, controls = entry["k"], entry["n"], entry["controls"]
-    if "gold" not in controls:
-        return "INCONCLUSIVE", f"found in {k} of {n} tries; nothing to compare with: {missing_gold}"
-    against, gold = entry["against_gold"], controls["gold"]
-    if plan.margin is not None:
-        low, high = against["ci95"]
-        why = f"{k} of {n} tries, {gold['k']} of {gold['n']} in the gold: difference"
-        why += f" {100 * against['difference']:+.1f} points [{100 * low:.1f}, {100 * high:.1f}]"
-    else:
-        why = f"half is back {_steps(against['steps'], against['budget'])}, in the gold"
-        why += f" {_steps(against['gold_steps'], against['budget'])}"
-    status = entry["status"]
-    if status == "PASS" and controls.get("leaky", {}).get("status") != "FAIL":
-        broken = (
-            f"{controls['leaky']['k']} of {controls['leaky']['n']}"
-            if "leaky" in controls
-            else "none built"
-        )
-        return "INCONCLUSIVE", f"{why}; too weak to say: the leaky control held ({broken})"
-    if status == "INCONCLUSIVE":
-        why += (
-            "; more targets would settle it"
-            if plan.margin
-            else "; more targets or steps may settle it"
-        )
-    return status, why
-
-
-def _steps(steps: Sequence[int | None], budget: int) -> str:
-    said = ["never" if s is None else str(s) for s in steps]
-    if said == ["never"] * 3:
-        return f"not within {budget} steps"
-    return f"after {said[1]} steps [{said[0]}, {said[2]}]"
-
-
-def images_of(entry: Mapping[str, Any]) -> int:
-    """Images that an entry's judge looked at, the controls' included."""
-    return sum(made["cost"]["images"] for made in (entry, *entry["controls"].values()))
-
-
-def not_tested(suite: AnySuite, skipped: Sequence[Skipped]) -> list[str]:
-    """What is left of the table for a suite's kind, and what could not be tried."""
-    tried = {plan.name for plan in suite.attacks}
-    other = "vocabulary" if isinstance(suite, Suite) else "label set"
-    rest = [k for k, row in attacks.TABLE.items() if k not in tried and other not in row.needs]
-    lines = [f"attacks: {', '.join(rest)}"] if rest else []
-    lines += [f"attack {left.plan.called} on {left.concept.name}: {left.why}" for left in skipped]
-    return lines

@@ -14,8 +14,8 @@ from sfd.classifiers import Classifier
 from sfd.concepts import PromptConcept
 from sfd.concepts.prompts import substitute
 from sfd.eval import common, evidence, ladder
+from sfd.eval.attack_claims import Skipped
 from sfd.eval.grid import Grid, factor_of, held_out, view_of
-from sfd.eval.ladder import Skipped
 from sfd.eval.subjects import Subject
 from sfd.eval.suites import PromptSuite
 from sfd.features import Extractor

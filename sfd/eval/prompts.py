@@ -15,12 +15,12 @@ import numpy as np
 from sfd import content, features, metrics
 from sfd.concepts import Concept, PromptConcept
 from sfd.eval import (
+    attack_claims,
     claims,
     clip_score,
     common,
     evidence,
     guidance,
-    ladder,
     prompt_ladder,
     suites,
 )
@@ -200,7 +200,7 @@ def audit(
             folder, packets, review, subject.generate, subject.sha256, plan
         )
     stated = claims.decide(suite, found, views, subject.without)
-    stated += ladder.claims(suite, found["attacks"], skipped, prompt_ladder.MISSING_GOLD)
+    stated += attack_claims.claims(suite, found["attacks"], skipped, prompt_ladder.MISSING_GOLD)
     return common.conclude(
         subject,
         suite,
@@ -224,8 +224,8 @@ def audit(
         seconds=time.perf_counter() - started,
         device=device,
         controls=controls,
-        attack_images=sum(ladder.images_of(entry) for entry in found["attacks"]),
-        untested=ladder.not_tested(suite, skipped) if suite.attacks else ["attacks"],
+        attack_images=sum(attack_claims.images_of(entry) for entry in found["attacks"]),
+        untested=attack_claims.not_tested(suite, skipped) if suite.attacks else ["attacks"],
     )  # fmt: skip
 
 
