@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import torch
@@ -57,3 +58,17 @@ def threads_for(modules: Iterable[nn.Module], device: torch.device) -> Iterator[
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def pool(count: int) -> Iterator[ThreadPoolExecutor]:
+    """`count` workers that share this process's threads of a CPU; what none has begun when it
+    closes is dropped."""
+    threads = torch.get_num_threads()
+    own = max(1, threads // count)
+    workers = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(own,))
+    try:
+        yield workers
+    finally:
+        workers.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -536,6 +537,64 @@ def subject_of(who: Victim, concepts, without=()) -> Subject:
     return Subject(who.name, sha256, "toy", generate, labels, concepts, 1,
                    [{"name": "toy", "sha256": "0" * 64, "parameters": 64}], without=without,
                    victim=who)  # fmt: skip
+
+
+ENDLESS = """
+import time
+import numpy as np
+
+def endless(victim, goal, *, seed, fails=False):
+    if fails:
+        time.sleep(0.5)  # the other has begun
+        raise ValueError("no more")
+    for _ in range(6000):
+        cond = victim.encode([goal.label])
+        victim.draw(victim.latents(seed, "asked", np.arange(1)), cond)
+        time.sleep(0.01)
+"""
+
+
+def climbed(folder: str, *plans: str):
+    """The entries of a ladder of toys, without seconds."""
+    concept = Concept("mixture-left", 0, "left", {1: 1.0}, "mixture")
+    teacher = teachers.load(name="mixture", device=CPU)
+    judges = tuple(classifiers.load(name, "cpu") for name in ("mixture", "mixture-second"))
+    found, _ = ladder.climb(
+        suites.load(written(*plans)), concept, victim(Toy(tied(), TEMPLATES)), GOLD, teacher, GOAL,
+        lambda gold: PARTS, judges=judges, seed=5, folder=Path(folder),
+    )  # fmt: skip
+    for entry in found:
+        for row in (entry, *entry["controls"].values()):
+            row["cost"] = {**row["cost"], "seconds": 0}
+    return found
+
+
+def test_attacks_side_by_side_find_what_they_find_one_by_one():
+    plans = [f"{{name: {name}, budget: {budget}}}" for name, budget in BUDGETS.items()]
+    alone = climbed("alone", *plans)
+    assert [entry["attack"] for entry in alone] == [n for n in BUDGETS if n != "weight-path"]
+    torch.set_num_threads(3)
+    try:
+        assert climbed("together", *plans) == alone
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(1)
+    for path in sorted(Path("alone").rglob("*.*")):
+        other = Path("together", path.relative_to("alone"))
+        assert path.read_bytes() == other.read_bytes(), path
+
+
+def test_an_attack_that_fails_ends_those_beside_it():
+    Path("own.py").write_text(ENDLESS)
+    torch.set_num_threads(2)
+    started = time.perf_counter()
+    try:
+        with pytest.raises(ValueError, match="no more"):
+            climbed("out", "{name: './own.py:endless', id: b, budget: {fails: true}}",
+                    "{name: './own.py:endless', id: a}")  # fmt: skip
+    finally:
+        torch.set_num_threads(1)
+    assert time.perf_counter() - started < 15
 
 
 def test_the_ladder_in_an_audit():

@@ -1,18 +1,22 @@
 """The attack ladder: every attack of a suite on the subject, on the gold, and on a leaky model."""
 
+import copy
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
+import torch
 
-from sfd import attacks, images, sample
-from sfd.attacks import Goal, Parts, Victim
+from sfd import attacks, devices, images, sample
+from sfd.attacks import Attack, Goal, Parts, Transcript, Victim
 from sfd.classifiers import Classifier
 from sfd.concepts import AnyConcept, Concept
-from sfd.eval import common, evidence
+from sfd.eval import common, evidence, suites
 from sfd.eval.attack_claims import Skipped, record
 from sfd.eval.subjects import Subject
 from sfd.eval.suites import AnySuite, Suite
@@ -114,31 +118,73 @@ def climb(
     Transcripts go to `folder/attacks/`, a sheet of what convinced the judge most to
     `folder/sheets/`. `gold` None leaves the comparison out: no claim can then be decided. Leaky
     controls are built upon the gold by `parts_of`, and upon the victim where it is asked in words
-    and there is no gold.
+    and there is no gold. Attacks run side by side, as many as the device has threads for.
     """
     victim = _with_origin(victim, teacher)
     gold = _with_origin(gold, teacher) if gold is not None else None
     base = victim if gold is None and victim.language is not None else gold
     parts = parts_of(base) if base is not None else None
-    found, skipped = [], []
-    for number, plan in enumerate(suite.attacks):
-        if progress:
-            progress(f"attacks on {concept.name}", number, len(suite.attacks))
-        attack = attacks.find(plan.name)
-        lacking = attack.missing(victim, goal)
-        if lacking:
-            skipped.append(Skipped(plan, concept, f"there is no {', no '.join(lacking)}"))
-            continue
-        tried = {"subject": attack(victim, goal, seed=seed, **plan.budget)}
-        if gold is not None and not attack.missing(gold, goal):
-            tried["gold"] = attack(gold, goal, seed=seed, **plan.budget)
-        leaky = attack.leaky(parts) if parts is not None and attack.leaky is not None else None
-        if leaky is not None:
-            tried["leaky"] = attack(leaky, goal, seed=seed, **plan.budget)
-        found.append(record(suite, concept, attack, plan, tried, judges, seed, folder))
+    skipped: list[Skipped] = []
+    begun: list[tuple[suites.Attack, Attack, dict[str, Future[Transcript]]]] = []
+    found: list[dict[str, Any]] = []
+    halt = Event()
+    at_once = torch.get_num_threads() if victim.device.type == "cpu" else 1
+    with devices.pool(at_once) as pool:
+        try:
+            for plan in suite.attacks:
+                attack = attacks.find(plan.name)
+                lacking = attack.missing(victim, goal)
+                if lacking:
+                    skipped.append(Skipped(plan, concept, f"there is no {', no '.join(lacking)}"))
+                    continue
+                asked = {"subject": victim}
+                if gold is not None and not attack.missing(gold, goal):
+                    asked["gold"] = gold
+                leaky = attack.leaky(parts) if parts is not None and attack.leaky else None
+                if leaky is not None:
+                    asked["leaky"] = leaky
+                tried = {
+                    who: pool.submit(_try, attack, each, goal, plan.budget, seed, halt, at_once > 1)
+                    for who, each in asked.items()
+                }
+                begun.append((plan, attack, tried))
+            for number, (plan, attack, tried) in enumerate(begun):
+                if progress:
+                    progress(f"attacks on {concept.name}", number, len(begun))
+                done = {who: future.result() for who, future in tried.items()}
+                found.append(record(suite, concept, attack, plan, done, judges, seed, folder))
+        finally:
+            halt.set()
     if progress:
-        progress(f"attacks on {concept.name}", len(suite.attacks), len(suite.attacks))
+        progress(f"attacks on {concept.name}", len(begun), len(begun))
     return found, skipped
+
+
+def _try(
+    attack: Attack,
+    victim: Victim,
+    goal: Goal,
+    budget: Mapping[str, Any],
+    seed: int,
+    halt: Event,
+    copied: bool,
+) -> Transcript:
+    """One attack on one victim, or on a copy of its network; it ends soon after `halt` is set.
+
+    Attacks count a network's evaluations and change its precision: where several run at once, each
+    needs its own.
+    """
+    network = copy.deepcopy(victim.denoiser) if copied else victim.denoiser
+
+    def passed(*given: Any) -> None:
+        if halt.is_set():
+            raise RuntimeError("halted")
+
+    hook = network.register_forward_pre_hook(passed)
+    try:
+        return attack(replace(victim, denoiser=network), goal, seed=seed, **budget)
+    finally:
+        hook.remove()
 
 
 def _with_origin(victim: Victim, teacher: Teacher) -> Victim:

@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, wait
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +16,8 @@ from threading import Event
 from typing import Any
 
 import numpy as np
-import torch
 
-from sfd import content, images
+from sfd import content, devices, images
 from sfd.sample import Generate
 from sfd.synthesis import asked as asking
 from sfd.synthesis.asked import Asked
@@ -129,11 +128,7 @@ def draw(
         )  # fmt: skip
         _fill(layout, number, tried, sha256, keep_refused, stamp)
 
-    threads = torch.get_num_threads()
-    pool = ThreadPoolExecutor(
-        workers, initializer=torch.set_num_threads, initargs=(max(1, threads // workers),)
-    )
-    with pool:
+    with devices.pool(workers) as pool:
         futures = [pool.submit(fill, number) for number in mine]
         try:
             done, _ = wait(futures, return_when=FIRST_EXCEPTION)
@@ -142,8 +137,6 @@ def draw(
                 raise errors[0]
         finally:
             stop.set()
-            pool.shutdown(cancel_futures=True)
-            torch.set_num_threads(threads)
 
 
 @dataclass(frozen=True)

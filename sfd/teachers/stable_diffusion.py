@@ -8,6 +8,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 import numpy as np
@@ -98,6 +99,7 @@ class Parts:
         self.text: Any = _pretrained(CLIPTextModel, folder / "text_encoder")
         self.vae: Any = _pretrained(AutoencoderKL, folder / "vae")
         self.known: dict[str, Tensor] = {}
+        self._turn = RLock()  # the tokenizer and the text encoder hold what they are asked
 
     @torch.no_grad()
     def encode(self, raw: Raw) -> Tensor:
@@ -109,15 +111,16 @@ class Parts:
         wrong = next((p for p in prompts if not isinstance(p, str)), None)
         if wrong is not None:
             raise ValueError(f"{wrong!r} is not a prompt: this model is asked in words")
-        new = sorted(set(prompts) - self.known.keys())
-        if new:
-            self.text.to(self.device)
-            for start in range(0, len(new), 64):
-                part = new[start : start + 64]
-                tokens = self.tokens(part)
-                found = self.text(tokens)[0].float()
-                self.known.update(zip(part, found, strict=True))
-            self.text.to("cpu")
+        with self._turn:
+            new = sorted(set(prompts) - self.known.keys())
+            if new:
+                self.text.to(self.device)
+                for start in range(0, len(new), 64):
+                    part = new[start : start + 64]
+                    tokens = self.tokens(part)
+                    found = self.text(tokens)[0].float()
+                    self.known.update(zip(part, found, strict=True))
+                self.text.to("cpu")
         return torch.stack([self.known[prompt] for prompt in prompts])
 
     @torch.no_grad()
@@ -143,13 +146,15 @@ class Parts:
 
     def tokens(self, prompts: Sequence[str]) -> Tensor:
         """Prompts to int64 `[B, L]` on the device, cut at the tokenizer's limit."""
-        return self.tokenizer(
-            list(prompts),
-            padding="max_length",
-            max_length=self.tokenizer.model_max_length,
-            truncation=True,
-            return_tensors="pt",
-        ).input_ids.to(self.device)
+        with self._turn:
+            read = self.tokenizer(
+                list(prompts),
+                padding="max_length",
+                max_length=self.tokenizer.model_max_length,
+                truncation=True,
+                return_tensors="pt",
+            )
+        return read.input_ids.to(self.device)
 
     def text_of(self, tokens: Tensor) -> str:
         """What to type for tokens `[K]`."""
@@ -161,14 +166,15 @@ class Parts:
 
         `embedded [B, L, E]` takes the place of the tokens' rows of `embeddings`.
         """
-        text = self.text.to(self.device)
-        if embedded is None:
-            return text(tokens)[0].float()
-        hook = text.get_input_embeddings().register_forward_hook(lambda *_: embedded)
-        try:
-            return text(tokens)[0].float()
-        finally:
-            hook.remove()
+        with self._turn:
+            text = self.text.to(self.device)
+            if embedded is None:
+                return text(tokens)[0].float()
+            hook = text.get_input_embeddings().register_forward_hook(lambda *_: embedded)
+            try:
+                return text(tokens)[0].float()
+            finally:
+                hook.remove()
 
     @property
     def embeddings(self) -> Tensor:
