@@ -10,6 +10,7 @@ from sfd import content, networks, schedules
 from sfd.content import Pair, Strict
 
 Precision = Literal["fp32", "bf16"]
+Word = Annotated[str, Field(min_length=1)]
 Batch = Annotated[int, Field(gt=0, le=1_000_000)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
@@ -193,12 +194,14 @@ class TextPretraining(Strict):
 
 
 class TextTeacherRecipe(Strict):
-    """A recipe of `sfd pretrain` for a text-to-image pipeline."""
+    """A recipe of `sfd pretrain` for a text-to-image pipeline; `exclude` are words that no caption
+    it learns from has."""
 
     version: Literal[1]
     kind: Literal["text-teacher"]
     name: str = Field(pattern=r"^[\w.-]+$")
     data: str
+    exclude: Annotated[list[Word], Field(min_length=1)] | None = None
     vae: Autoencoder
     text: TextModel = TextModel()
     unet: TextUNet

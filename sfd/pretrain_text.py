@@ -27,6 +27,7 @@ from sfd import (
     state,
     teachers,
 )
+from sfd.concepts.prompts import has_word
 from sfd.configs import TextTeacherRecipe
 from sfd.pretrain import data_order
 from sfd.schedules import named_betas
@@ -237,7 +238,7 @@ def run(
         if checkpoints.read_json(out / "sfd.json")["recipe_sha256"] != sha:
             raise ValueError(f"{out}: is of another recipe; give out=FOLDER, or --force")
         return out
-    data, captions = images.read_captioned(recipe.data)
+    data, captions = _without(*images.read_captioned(recipe.data), recipe.exclude or [])
     data = np.repeat(data, 3, axis=3) if data.shape[3] == 1 else data
     factor = 2 ** (len(recipe.vae.channels) - 1)
     if data.shape[1] != data.shape[2] or data.shape[1] % factor:
@@ -308,11 +309,25 @@ def run(
         "recipe_sha256": sha,
         "data": Path(recipe.data).name,
         "data_rows": len(data),
+        "exclude": recipe.exclude or [],
         "images": numbers.images,
     }
     _save(out, recipe, vae, average, tokenizer, about)
     shutil.rmtree(folder / "preview", ignore_errors=True)
     return out
+
+
+def _without(
+    data: np.ndarray, captions: list[str], words: Sequence[str]
+) -> tuple[np.ndarray, list[str]]:
+    """The images whose caption has none of these words. Raises ValueError if a word is in none, or
+    in all that are left."""
+    for word in words:
+        kept = [i for i, caption in enumerate(captions) if not has_word(caption, word)]
+        if not kept or len(kept) == len(captions):
+            raise ValueError(f"exclude: {word!r} is in {'no' if kept else 'every'} caption")
+        data, captions = data[kept], [captions[i] for i in kept]
+    return data, captions
 
 
 def _networks(recipe: TextTeacherRecipe, *, side: int, tokenizer: Any) -> tuple[Any, Any, Any]:
