@@ -148,6 +148,32 @@ def test_jackknife_is_the_naive_one():
     assert got["bias"] == pytest.approx(4 * (left.mean() - plain))
 
 
+def test_a_ratio_of_pairs():
+    """Its interval covers the mean of the ratio; what pairs share makes it narrower, no less so."""
+    d, n, c, scale = 3, 400, normal(2000, 3, 0), np.array([1.3, 1.0, 0.8])
+    widths = {}
+    for name, shared in (("pairs", 0.95), ("strangers", 0.0)):
+        found = []
+        for i in range(200):
+            common, own = normal(n, d, 3 * i + 1), normal(n, d, 3 * i + 2)
+            a = shared * common + math.sqrt(1 - shared**2) * own
+            b = common
+            found.append(metrics.fid_ratio(0.4 + scale * a, 0.35 + scale * b, c))
+        mean = np.exp(np.mean([math.log(r["ratio"]) for r in found]))
+        covered = np.mean([r["ci95"][0] <= mean <= r["ci95"][1] for r in found])
+        assert 0.91 <= covered <= 0.985, name
+        widths[name] = np.mean([r["ci95"][1] - r["ci95"][0] for r in found])
+    assert widths["pairs"] < 0.5 * widths["strangers"]
+    a, b = 0.4 + normal(n, d, 1), 0.3 + normal(n, d, 2)
+    got = metrics.fid_ratio(a, b, c)
+    assert got["ratio"] == pytest.approx(metrics.fid(a, c) / metrics.fid(b, c))
+    alone = [metrics.fid_jackknife(x, c) for x in (a, b)]
+    apart = math.hypot(*((r["ci95"][1] - r["ci95"][0]) / 2 / r["fid"] for r in alone))
+    assert math.log(got["ci95"][1] / got["ratio"]) == pytest.approx(apart, rel=0.5)
+    with pytest.raises(ValueError, match="do not pair"):
+        metrics.fid_ratio(a, b[1:], c)
+
+
 def test_a_bootstrap_would_lie_above_the_estimate():
     """Why there is none: of resamples of `a`, nearly all show a larger distance than `a` does."""
     rng, a, b = RNG(4), normal(100, 8, 1), normal(2000, 8, 2)

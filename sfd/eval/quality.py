@@ -38,20 +38,19 @@ def quality(
     }
     out |= dict.fromkeys(("baseline", "fid_ratio", "fid_ratio_ci95", "floor", "excess_ratio"))
     if before:
-        theirs = _joined(before, {i: rows & before[i].made for i, rows in made.items()})
+        both = {label: rows & before[label].made for label, rows in made.items()}
+        theirs = _joined(before, both)
         out["baseline"] = {**baseline, "n": len(theirs), **_distances(theirs, real)}
+        out |= _ratio(_joined(grid, both), theirs, real)
     if out["fid"] is None:
         return out
-    if out["baseline"]:
-        out["fid_ratio"] = out["fid"] / out["baseline"]["fid"]
-        out["fid_ratio_ci95"] = _ratio_interval(out, out["baseline"])
     gone = [name for name in reference.names if name not in names]
     key = "all" if not gone else f"without {gone[0]}"
     if len(gone) <= 1 and key in reference.floor:
         at = reference.floor[key]
         floor = metrics.floor_at(len(mine), len(real), at["fid"], at["n"], at["m"])
         out |= {"floor": floor, "floor_n": at["n"], "floor_kid": at["kid"]}
-        if out["baseline"] and out["baseline"]["fid"] > floor:
+        if out["fid_ratio"] and out["baseline"]["fid"] > floor:
             out["excess_ratio"] = metrics.excess_ratio(out["fid"], out["baseline"]["fid"], floor)
     return out
 
@@ -83,10 +82,10 @@ def _distances(features: np.ndarray, real: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _ratio_interval(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[float]:
-    """Interval of fid/fid from the two jackknife intervals, by the delta method on logarithms."""
-    spread = [
-        (side["fid_ci95"][1] - side["fid_ci95"][0]) / 2 / side["fid"] for side in (mine, theirs)
-    ]
-    ratio, width = mine["fid"] / theirs["fid"], float(np.hypot(*spread))
-    return [ratio * np.exp(-width), ratio * np.exp(width)]
+def _ratio(mine: np.ndarray, theirs: np.ndarray, real: np.ndarray) -> dict[str, Any]:
+    """FID over the teacher's, of the rows that both made, seed by seed; empty where unmeasured."""
+    try:
+        found = metrics.fid_ratio(mine, theirs, real)
+    except ValueError:
+        return {}
+    return {"fid_ratio": found["ratio"], "fid_ratio_ci95": list(found["ci95"])}
