@@ -109,10 +109,11 @@ def update_ema(
 ) -> None:
     """Move `average` towards `module` by `images` images of a half-life counted in images.
 
-    Early on the half-life is at most a twentieth of the images seen, so that the start is
-    forgotten. Half-life 0 copies. Karras et al., arXiv 2206.00364, appendix F.3.
+    Early on the half-life is at most a quarter of the images seen, so that the start is forgotten
+    and yet short runs are averaged. Half-life 0 copies. Karras et al., arXiv 2206.00364, appendix
+    F.3, where it is a twentieth of millions.
     """
-    half = min(half_life, seen * 0.05)
+    half = min(half_life, seen * 0.25)
     keep = 0.5 ** (images / half) if half > 0 else 0.0
     for target, source in zip(average.parameters(), module.parameters(), strict=True):
         if target is not source:

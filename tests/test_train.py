@@ -330,3 +330,18 @@ def test_own_pieces_that_break_their_contract_are_named(name, says):
     _, (line,), _ = verbs.validate(["own.yaml"])
     # the check of a contract is on a small batch
     assert line.startswith("own.yaml: ") and says.split(", the contract")[0] in line
+
+
+def test_the_average_forgets_its_start_and_keeps_its_half_life():
+    def moved(seen: int, half_life: float) -> float:
+        average, module = torch.nn.Linear(1, 1, bias=False), torch.nn.Linear(1, 1, bias=False)
+        torch.nn.init.zeros_(average.weight).requires_grad_(False)
+        torch.nn.init.ones_(module.weight).requires_grad_(False)
+        state.update_ema(average, module, images=100, seen=seen, half_life=half_life)
+        return float(average.weight)
+
+    assert moved(10_000, 100) == pytest.approx(0.5)
+    assert moved(10_000, 0) == 1.0
+    # at most a quarter of what was seen
+    assert moved(400, 1e9) == pytest.approx(0.5)
+    assert moved(10_000, 1e9) == pytest.approx(1 - 0.5 ** (100 / 2_500))
