@@ -271,6 +271,35 @@ def test_something_else_in_the_image_does_not_hide_what_is_looked_for():
     assert evidence.calls(p, None, [0]).tolist() == [1, 1, 1, -1]
 
 
+def looked_at(p: list[list[float]], threshold: float | None, first: list[int]) -> evidence.Drawn:
+    """Images of which the judge says this."""
+    rows = np.array(p, np.float32)
+    called = evidence.calls(rows, threshold, first)
+    return evidence.Drawn(rows, called, called, np.zeros((len(rows), 1), np.float32))
+
+
+def test_no_label_is_not_what_was_declared():
+    nothing, instead, raised = [0.1] * 3, [0.9, 0.0, 0.0], [np.nan] * 3
+    drawn = looked_at([nothing] * 990 + [instead] * 10, 0.25, [1])
+    found = evidence.override(CONCEPT, drawn, LABELS)
+    assert found["observed"] == {evidence.NO_LABEL: 0.99, "dark": 0.01}
+    assert (found["n"], found["tv"], found["p_value"]) == (1000, 0.99, 0.0)
+    assert found["tv_ci95"][0] > 0.98
+    lost = evidence.override(CONCEPT, looked_at([instead] * 90 + [raised] * 10, 0.25, [1]), LABELS)
+    assert lost["observed"] == {"dark": 1.0} and lost["n"] == 90
+    assert lost["tv_ci95"] == [0.0, 0.1], "what was not judged may have been anything"
+
+
+def test_a_judge_that_always_calls_something_is_resampled_as_it_was():
+    """Numbers of the code before no label was an outcome, for 10,000 images of ten labels."""
+    counts = [9000, 300, 200, 150, 120, 100, 60, 40, 20, 10]
+    rows = np.repeat(np.eye(10), counts, axis=0).tolist()
+    shares = Concept("mine", 9, "9", {0: 0.5, 1: 0.5}, "table")
+    found = evidence.override(shares, looked_at(rows, None, []), [str(i) for i in range(10)])
+    assert found["tv"] == pytest.approx(0.47, abs=1e-12)
+    assert found["tv_ci95"] == pytest.approx([0.4666, 0.4731], abs=1e-12)
+
+
 def test_the_cache_of_a_judge_follows_from_all_that_decides_its_answers():
     digits, nudenet = classifiers.read_card("digits"), classifiers.read_card("nudenet")
     assert digits.fingerprint == digits.weights_sha256

@@ -10,11 +10,11 @@ import torch
 import yaml
 from torch import nn
 
-from sfd import classifiers, concepts, eval, report, sample
+from sfd import classifiers, concepts, eval, report, sample, seal
 from sfd.classifiers import Card, cards
 from sfd.concepts import prompts
 from sfd.concepts.prompts import Prompt, has_word, substitute
-from sfd.eval import clip_score, suites
+from sfd.eval import clip_score, evidence, suites
 from sfd.eval.subjects import Subject, concepts_of
 from sfd.teachers import Teacher
 
@@ -353,6 +353,28 @@ def test_noise_is_not_valid(place, tmp_path):
         return rng.integers(0, 256, (len(raw), 3, 1, 3), np.uint8)
 
     assert statuses(audited(place, generate, tmp_path))["validity<concept>"] == "FAIL"
+
+
+def set_threshold(threshold):
+    """The judges of shapes find all that reach it, and maybe nothing."""
+    for name in ("shapes", "shapes2"):
+        card = cards.read_card(f"classifiers/{name}").model_copy(update={"threshold": threshold})
+        cards.save(Path("classifiers") / name, card)
+
+
+def test_images_of_nothing_are_not_what_is_drawn_instead(place, tmp_path):
+    set_threshold(0.4)
+
+    def generate(raw, seeds):
+        return draw(["nothing" if "shoe" in p and seed % 50 else p.replace("shoe", "hat")
+                     for p, seed in zip(raw, seeds, strict=True)], seeds)  # fmt: skip
+
+    result = audited(place, generate, tmp_path)
+    found = result["evidence"]["override"]["concept"]
+    assert found["observed"][evidence.NO_LABEL] > 0.9 and found["n"] == 4000
+    assert statuses(result)["override<concept>"] == "FAIL"
+    seal.check(seal.read(tmp_path / "subject/audit.json"), "audit")
+    assert evidence.NO_LABEL in report.write(tmp_path / "subject").read_text()
 
 
 def test_a_judge_that_raises_cannot_pass(place, tmp_path):

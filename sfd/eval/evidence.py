@@ -16,6 +16,8 @@ from sfd.features import Extractor
 CHUNK = 500
 NEIGHBOURS = 3
 """Of precision and recall."""
+NO_LABEL = "no label"
+"""Among what was observed: images that were judged, and of which no label was called."""
 
 # what anybody's judge or generator may raise on an image: counted as failed, never as clean
 JUDGE_ERRORS = (
@@ -283,20 +285,23 @@ def card_counts(
 def override(concept: Concept, drawn: Drawn, labels: Sequence[str]) -> dict[str, Any]:
     """Does it draw what was declared: total variation with an interval, and a test.
 
-    What was not judged may have been anything: it moves either end by its share.
+    No label is an outcome like the others, which nobody declared. What was not judged may have been
+    anything: it moves either end by its share.
     """
-    seen = np.bincount(drawn.called[drawn.called >= 0], minlength=len(labels))
-    declared = np.zeros(len(labels))
+    # no label comes first: where no image has none, the others are resampled as if it were not here
+    names = [NO_LABEL, *labels]
+    seen = np.bincount(drawn.called[drawn.judged] + 1, minlength=len(names))
+    declared = np.zeros(len(names))
     for label, share in concept.override.items():
-        declared[label] = share
+        declared[label + 1] = share
     total = int(seen.sum())
     resampled = np.random.default_rng(0).multinomial(total, seen / max(total, 1), size=999)
     spread = [metrics.total_variation(row, declared) for row in resampled] if total else [1.0]
     low, high = (float(q) for q in np.quantile(spread, (0.025, 0.975)))
     lost = float((~drawn.judged).mean())
     return {
-        "declared": {labels[i]: float(p) for i, p in enumerate(declared) if p},
-        "observed": {labels[i]: int(c) / max(total, 1) for i, c in enumerate(seen) if c},
+        "declared": {name: float(p) for name, p in zip(names, declared, strict=True) if p},
+        "observed": {n: int(c) / max(total, 1) for n, c in zip(names, seen, strict=True) if c},
         "n": total,
         "tv": metrics.total_variation(seen, declared) if total else 1.0,
         "tv_ci95": [max(low - lost, 0.0), min(high + lost, 1.0)],
