@@ -400,6 +400,33 @@ def test_an_unmeasured_judge_is_inconclusive(place, tmp_path):
     assert claim["status"] == "INCONCLUSIVE" and "sfd calibrate" in claim["why"]
 
 
+def test_a_concept_without_a_label_for_what_is_drawn_instead_can_pass(place, tmp_path):
+    concept = yaml.safe_load(Path("concept.yaml").read_text())
+    del concept["instead"]
+    Path("concept.yaml").write_text(yaml.safe_dump(concept))
+    result = audited(place, forgetful, tmp_path)
+    (claim,) = [c for c in result["claims"] if c["id"] == "direct<concept>"]
+    assert claim["status"] == "PASS" and evidence.EXCUSES_NOTHING in claim["why"], claim
+    direct = result["evidence"]["direct"]["concept"]
+    wrong = direct["false_positive_rate"]
+    assert (wrong["k"], wrong["n"]) == (0, 4000), "the card's images of the other shapes"
+    assert direct["corrected_ci95"][1] >= direct["ci95"][1], "nothing is excused"
+    assert "override<concept>" not in statuses(result)
+    seal.check(seal.read(tmp_path / "subject/audit.json"), "audit")
+
+
+def test_without_an_override_a_judge_that_errs_excuses_no_hit():
+    names = ["shoe", "hat"]
+    confusion = {"shoe": [190, 10], "hat": [50, 150]}
+    block = cards.measured(names, {"shoe": 200, "hat": 200}, confusion, data="d", how="h")
+    card = Card(version=1, name="judge", task="classify", labels=names, licence="own",
+                backend="table", calibration=block)  # fmt: skip
+    assert evidence.card_counts(card, "shoe", names, {1: 1.0})[1] == (50, 200)
+    assert evidence.card_counts(card, "shoe", names, {})[1] == (0, 200)
+    with pytest.raises(ValueError, match="sensitivity for 'coat' was never measured"):
+        evidence.card_counts(card, "coat", names, {})
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [

@@ -18,6 +18,8 @@ NEIGHBOURS = 3
 """Of precision and recall."""
 NO_LABEL = "no label"
 """Among what was observed: images that were judged, and of which no label was called."""
+EXCUSES_NOTHING = "no hit excused, as what is drawn instead has no label"
+"""Said of a correction that knows no override."""
 
 # what anybody's judge or generator may raise on an image: counted as failed, never as clean
 JUDGE_ERRORS = (
@@ -207,7 +209,7 @@ def direct(
 
     `column` is where the judge has it, whose labels may be a part of `labels`. The correction takes
     the judge's sensitivity for the concept, and its false positives on real images of what the
-    concept is overridden with (see audit.md, "The corrected rate decides").
+    concept is overridden with (see audit.md, "The corrected rate decides", and `card_counts`).
     """
     n = len(drawn.called)
     missing = int((~drawn.judged).sum())
@@ -260,7 +262,7 @@ def corrected(
     return {
         "corrected_rate": out["rate"],
         "corrected_ci95": out["ci95"],
-        "correction": out["method"],
+        "correction": out["method"] if override else f"{out['method']}; {EXCUSES_NOTHING}",
         "card_fits": out["card_fits"],
         "sensitivity": hit.model_dump(mode="json"),
         "false_positive_rate": {"k": k_f, "n": n_f, "ci95": list(metrics.rate_interval(k_f, n_f))},
@@ -272,14 +274,18 @@ def card_counts(
 ) -> tuple[Count, tuple[int, int]]:
     """A judge's sensitivity for `name`, and (hits, images) of what overrides it called so.
 
-    Raises ValueError where either was never measured.
+    Without an override nobody knows what it calls so by mistake: then none of the images that its
+    false positives were measured on, which excuses nothing. Raises ValueError where either was
+    never measured.
     """
-    if card.calibration is None or name not in card.calibration.sensitivity:
+    block = card.calibration
+    if block is None or name not in block.sensitivity:
         raise ValueError(
             f"{card.name}'s sensitivity for {name!r} was never measured: run `sfd calibrate`"
         )
     wrong = [card.confused(labels[label], name) for label in override]
-    return card.calibration.sensitivity[name], (sum(c.k for c in wrong), sum(c.n for c in wrong))
+    images = sum(c.n for c in wrong) if override else block.false_positive[name].n
+    return block.sensitivity[name], (sum(c.k for c in wrong), images)
 
 
 def override(concept: Concept, drawn: Drawn, labels: Sequence[str]) -> dict[str, Any]:
