@@ -14,7 +14,7 @@ from sfd import classifiers, concepts, eval, report, sample, seal
 from sfd.classifiers import Card, cards
 from sfd.concepts import prompts
 from sfd.concepts.prompts import Prompt, has_word, substitute
-from sfd.eval import clip_score, evidence, suites
+from sfd.eval import clip_score, evidence, grid, suites
 from sfd.eval.subjects import Subject, concepts_of
 from sfd.teachers import Teacher
 
@@ -413,6 +413,24 @@ def test_a_concept_without_a_label_for_what_is_drawn_instead_can_pass(place, tmp
     assert direct["corrected_ci95"][1] >= direct["ci95"][1], "nothing is excused"
     assert "override<concept>" not in statuses(result)
     seal.check(seal.read(tmp_path / "subject/audit.json"), "audit")
+
+
+def test_a_concept_that_whole_prompts_override_is_asked_for_by_its_label(place, tmp_path):
+    concept = yaml.safe_load(Path("concept.yaml").read_text())
+    concept |= {"forget": {"prompts": ["one red shoe", "shoe, red"]},
+                "override": {"prompts": ["one red hat"]}}  # fmt: skip
+    Path("concept.yaml").write_text(yaml.safe_dump(concept))
+    (read,) = concepts.load_prompts(["./concept.yaml"])
+    built = grid.build_grid(place, "cpu")
+    asked = [built.cells[i].name for i in grid.cells_of(built, read)]
+    assert not read.words and asked == ["red shoe", "green shoe"]
+    kept = {built.cells[i].name for i in grid.retained_cells(built, [read])}
+    assert kept == {"red hat", "green hat", "red coat", "green coat"}
+    result = audited(place, forgetful, tmp_path)
+    assert set(statuses(result).values()) == {"PASS", "INCONCLUSIVE"}, "hygiene alone"
+    assert "shoe" not in result["evidence"]["collateral"]
+    assert result["evidence"]["direct"]["concept"]["baseline"]["n"] == 600
+    assert result["evidence"]["direct"]["concept"]["baseline"]["rate"] > 0.95
 
 
 def test_without_an_override_a_judge_that_errs_excuses_no_hit():

@@ -36,6 +36,7 @@ from sfd.eval.grid import (
     by_cell,
     by_factor,
     by_value,
+    cells_of,
     factor_of,
     held_out,
     pick,
@@ -144,9 +145,9 @@ def audit(
                 drawn.made,
             )
         )
-        gone = [i for i, cell in enumerate(grid.cells) if any(map(concept.mentions, cell.prompts))]
         baseline = before and pick(
-            before.answers.by_factor[factor], rows_of(grid, before.answers, gone)
+            before.answers.by_factor[factor],
+            rows_of(grid, before.answers, cells_of(grid, concept)),
         )
         inside = evidence.inside(drawn, reference, radius)
         rates[concept.name] = float((baseline.second == view.label).mean()) if baseline else 1.0
