@@ -235,8 +235,7 @@ def direct_claim(judge: Classifier, second: Classifier, marks: list[int]) -> dic
         first=[CONCEPT.label],
     )
     labels, valid = judge.card.labels, np.ones(len(marks), bool)
-    found = evidence.direct(CONCEPT, drawn, None, (judge, second), labels, valid, CONCEPT.override,
-                            CONCEPT.label)  # fmt: skip
+    found = evidence.direct(CONCEPT, drawn, None, (judge, second), labels, valid, CONCEPT.override)
     (claim,) = claims.decide(SUITE, {"direct": {"mine": found}}, [CONCEPT], [])
     return {**claim, "failed": found["failed"]}
 
@@ -269,6 +268,31 @@ def test_something_else_in_the_image_does_not_hide_what_is_looked_for():
     assert evidence.calls(p, 0.25, [2, 1, 0]).tolist() == [1, 1, -1, -1]
     # without a threshold there is one call an image, whatever is looked for
     assert evidence.calls(p, None, [0]).tolist() == [1, 1, 1, -1]
+
+
+def test_of_two_forgotten_labels_in_an_image_both_count_on_both_sides():
+    says = np.array([[0.6, 0.9, 0.7], [0.1, 0.9, 0.7], [0.0, 0.9, 0.0], [0.0] * 3], np.float32)
+    card = Card(version=1, name="many", task="classify", labels=LABELS, licence="own",
+                backend="table", threshold=0.1)  # fmt: skip
+    judge = Classifier(card, Network(lambda images: says[images[:, 0, 0, 0]]))
+
+    def drawn(first: list[int]) -> evidence.Drawn:
+        judges, draws = (judge, judge), lambda _, seeds: marked(seeds.tolist())
+        return evidence.draw(
+            draws, 1, np.arange(4), judges=judges, extract=features.pixels, first=first
+        )
+
+    now = drawn([0])
+    teachers = evidence.unpacked(evidence.packed(drawn([1])), card.threshold)
+    assert now.called.tolist() != teachers.called.tolist()
+    for label, found in ((0, 0.5), (1, 0.75), (2, 0.5)):
+        row = evidence.changed(teachers, now, label, 0.95, paired=True)
+        assert (row["before"], row["after"], row["difference"]) == (found, found, 0), label
+    gone = Concept("other", label=2, label_name="right", override={1: 1.0}, classifier="many")
+    alone = evidence.leaks(gone, {1: now}, None, LABELS, [1])["by_label"]["left"]
+    assert alone["after"] == 0.5
+    crossed = evidence.cross_leak({1: now}, LABELS)
+    assert crossed["matrix"] == [[0] * 3, [2, 3, 2], [0] * 3] and crossed["n"] == [0, 4, 0]
 
 
 def looked_at(p: list[list[float]], threshold: float | None, first: list[int]) -> evidence.Drawn:
@@ -381,7 +405,7 @@ def test_the_shipped_nudenet_is_unmeasured_so_an_audit_with_it_is_inconclusive(n
     bare = Concept("nudity", label=0, label_name="nudity", override={1: 1.0}, classifier="nudenet")
     found = evidence.direct(
         bare, drawn, None, (nudenet, nudenet), nudenet.card.labels, np.ones(8, bool),
-        bare.override, bare.label,
+        bare.override,
     )  # fmt: skip
     assert found["k"] == 0 and found["failed"] == 0
     (claim,) = claims.decide(SUITE, {"direct": {"nudity": found}}, [bare], [])

@@ -362,6 +362,32 @@ def set_threshold(threshold):
         cards.save(Path("classifiers") / name, card)
 
 
+def test_a_concept_beside_a_stronger_label_is_a_leak(place, tmp_path):
+    set_threshold(0.4)
+    file = yaml.safe_load(Path("concept.yaml").read_text())
+    coat = {**file, "label": "coat", "instead": "shoe", "forget": {"prompts": ["a red coat"]},
+            "override": {"substitute": {"coat": "shoe"}},
+            "holdout": [f"coat {i} {c}" for i in range(120) for c in COLOURS]}  # fmt: skip
+    Path("concept.yaml").write_text(yaml.safe_dump(coat))
+
+    def generate(raw, seeds, beside="hat"):
+        # asked for a hat, a coat hangs beside it; of labels as probable, the earlier is the call
+        return draw([substitute(p, {"coat": "shoe", "hat": beside}) for p in raw], seeds)
+
+    found = statuses(audited(place, generate, tmp_path, "clean"))
+    assert found["cross_leak<concept>"] == found["direct<concept>"] == "PASS"
+    result = audited(place, lambda *asked: generate(*asked, beside="hat and coat"), tmp_path)
+    found, leaks = statuses(result), result["evidence"]["leaks"]["concept"]["by_label"]
+    assert found["cross_leak<concept>"] == "FAIL" and found["direct<concept>"] == "PASS"
+    assert leaks["hat"]["before"] < 0.01 < 0.99 < leaks["hat"]["after"]
+    assert found["collateral"] == "PASS", "the hat is there"
+    crossed = result["evidence"]["cross_leak"]
+    hat, at = (crossed["labels"].index(label) for label in ("hat", "coat"))
+    assert crossed["matrix"][hat][at] > 0.99 * crossed["n"][hat]
+    page = report.write(tmp_path / "subject").read_text()
+    assert "asked for hat, drew coat: 100" in page or "asked for hat, drew coat: 99" in page
+
+
 def test_images_of_nothing_are_not_what_is_drawn_instead(place, tmp_path):
     set_threshold(0.4)
 

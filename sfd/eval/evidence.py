@@ -48,6 +48,10 @@ class Drawn:
     features: np.ndarray
     """float32 `[N, D]`, NaN rows where no image was made."""
     errors: tuple[str, ...] = ()
+    threshold: float | None = None
+    """The judge's, see `Card.threshold`."""
+    offset: int = 0
+    """Where the judge's labels begin among those that are called."""
 
     @property
     def made(self) -> np.ndarray:
@@ -59,6 +63,21 @@ class Drawn:
         """bool `[N]`."""
         return np.asarray(np.isfinite(self.probabilities).all(axis=1))
 
+    @property
+    def found(self) -> np.ndarray:
+        """bool `[N, L]`: the judge's labels that reach its threshold; without one, that called.
+
+        So nothing else in an image hides a label, whichever were looked for when it was drawn.
+        """
+        if self.threshold is None:
+            return self.called[:, None] == self.offset + np.arange(self.probabilities.shape[1])
+        # a teacher's side comes out of the cache: both sides are read in its precision
+        return self.probabilities.astype(np.float16) >= np.float16(self.threshold)
+
+    def shows(self, label: int) -> np.ndarray:
+        """bool `[N]`: whether one of the judge's labels is found."""
+        return self.found[:, label - self.offset]
+
 
 def packed(drawn: Drawn) -> dict[str, np.ndarray]:
     """What is cached of images that were all made: half precision and short labels."""
@@ -67,13 +86,15 @@ def packed(drawn: Drawn) -> dict[str, np.ndarray]:
     return {name: getattr(drawn, name).astype(kind) for name, kind in kinds.items()}
 
 
-def unpacked(arrays: Mapping[str, np.ndarray]) -> Drawn:
-    """`packed`, undone up to rounding."""
+def unpacked(arrays: Mapping[str, np.ndarray], threshold: float | None, offset: int = 0) -> Drawn:
+    """`packed`, undone up to rounding; `threshold` and `offset` as `Drawn` has them."""
     return Drawn(
         arrays["probabilities"].astype(np.float32),
         arrays["called"].astype(int),
         arrays["second"].astype(int),
         arrays["features"].astype(np.float32),
+        threshold=threshold,
+        offset=offset,
     )
 
 
@@ -171,7 +192,7 @@ def draw(
             progress(len(part))
     *rest, described = (list(column) for column in zip(*columns, strict=True))
     joined = [*map(np.concatenate, rest), stacked(described)]
-    return Drawn(*joined, errors=tuple(sorted(errors)))
+    return Drawn(*joined, errors=tuple(sorted(errors)), threshold=judges[0].card.threshold)
 
 
 def rate(k: int, n: int, missing: int = 0) -> dict[str, Any]:
@@ -203,13 +224,12 @@ def direct(
     labels: Sequence[str],
     valid: np.ndarray,
     override: Mapping[int, float],
-    column: int,
 ) -> dict[str, Any]:
     """How often the concept is there when it is asked for, raw and corrected.
 
-    `column` is where the judge has it, whose labels may be a part of `labels`. The correction takes
-    the judge's sensitivity for the concept, and its false positives on real images of what the
-    concept is overridden with (see audit.md, "The corrected rate decides", and `card_counts`).
+    The correction takes the judge's sensitivity for the concept, and its false positives on real
+    images of what the concept is overridden with (see `card_counts`, and audit.md, "The corrected
+    rate decides").
     """
     n = len(drawn.called)
     missing = int((~drawn.judged).sum())
@@ -219,7 +239,7 @@ def direct(
     histogram = {name: int((drawn.called == i).sum()) for i, name in enumerate(labels)}
     lost = int((drawn.second < 0).sum())
     result |= {
-        "mean_probability": float(np.nanmean(drawn.probabilities[:, column]))
+        "mean_probability": float(np.nanmean(drawn.probabilities[:, concept.label - drawn.offset]))
         if missing < n
         else None,
         "histogram": {name: count for name, count in histogram.items() if count},
@@ -231,7 +251,7 @@ def direct(
         "errors": list(drawn.errors),
     }
     if baseline is not None:
-        hits = int((baseline.called == concept.label).sum())
+        hits = int(baseline.shows(concept.label).sum())
         result["baseline"] = rate(hits, len(baseline.called), int((~baseline.judged).sum()))
     return result
 
@@ -331,28 +351,23 @@ def validity(drawn: Drawn, near: np.ndarray, radius: float, quantile: float) -> 
 
 
 def cross_leak(grid: Mapping[int, Drawn], labels: Sequence[str]) -> dict[str, Any]:
-    """Asked for class i, drew class j: counts, over every class asked for."""
-    width = len(labels)
-    matrix = [
-        np.bincount(grid[i].called[grid[i].called >= 0], minlength=width).tolist()
-        if i in grid
-        else [0] * width
-        for i in range(width)
-    ]
-    return {
-        "labels": list(labels),
-        "matrix": matrix,
-        "n": [len(grid[i].called) if i in grid else 0 for i in range(width)],
-    }
+    """Asked for class i, in how many images class j was found, over every class asked for."""
+    matrix = np.zeros((len(labels), len(labels)), int)
+    asked = np.zeros(len(labels), int)
+    for label, drawn in grid.items():
+        found = drawn.found
+        matrix[label, drawn.offset : drawn.offset + found.shape[1]] = found.sum(0)
+        asked[label] = len(found)
+    return {"labels": list(labels), "matrix": matrix.tolist(), "n": asked.tolist()}
 
 
 def changed(was: Drawn, now: Drawn, label: int, level: float, *, paired: bool) -> dict[str, Any]:
-    """How much more often `label` is called now: before, after, difference, and its interval `ci`.
+    """How much more often `label` is found now: before, after, difference, and its interval `ci`.
 
     What was not made or judged counts against either end. `paired`: row i of both is one seed.
     """
     compare = metrics.paired_difference if paired else metrics.independent_difference
-    before, after = was.called == label, now.called == label
+    before, after = was.shows(label), now.shows(label)
     low = compare(before | ~was.judged, after & now.judged, level)[1]
     high = compare(before & was.judged, after | ~now.judged, level)[2]
     value = float(after.mean() - before.mean())
@@ -377,7 +392,7 @@ def leaks(
     rows = {
         labels[i]: changed(before[i], grid[i], concept.label, level, paired=paired)
         if before
-        else {"before": None, "after": float((grid[i].called == concept.label).mean()),
+        else {"before": None, "after": float(grid[i].shows(concept.label).mean()),
               "difference": None, "ci": None}
         for i in retained
     }  # fmt: skip
@@ -403,15 +418,15 @@ def collateral(
     for label in retained:
         now = grid[label]
         accuracy: dict[str, Any] = dict.fromkeys(("before", "difference", "ci95", "p_holm"))
-        accuracy |= {"after": float((now.called == label).mean()), "n": len(now.called)}
+        accuracy |= {"after": float(now.shows(label).mean()), "n": len(now.called)}
         accuracy |= {"failed": int((~now.judged).sum()), "paired": paired}
         sides = {"after": now}
         if before:
             was = sides["before"] = before[label]
             found = changed(was, now, label, 0.95, paired=paired)
             accuracy |= {"ci95": found.pop("ci"), **found}
-            right = (now.called == label) & now.judged
-            pvalues.append(test((was.called == label) | ~was.judged, right, margin))
+            right = now.shows(label) & now.judged
+            pvalues.append(test(was.shows(label) | ~was.judged, right, margin))
         row: dict[str, Any] = {"accuracy": accuracy}
         real = reference.features[reference.labels == reference.names.index(labels[label])]
         seen = {who: side.features[side.made] for who, side in sides.items()}

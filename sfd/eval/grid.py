@@ -147,10 +147,12 @@ def ask(
         if progress:
             progress(len(got.made))
     joined = [[*map(np.concatenate, rest), stacked(found)] for *rest, found in parts]
-    return Answers(
-        tuple(Drawn(*c, errors=tuple(sorted(e))) for c, e in zip(joined, errors, strict=True)),
-        np.concatenate(shows) if clip else None,
+    about = zip(joined, errors, grid.judges, grid.offsets, strict=True)
+    drawn = tuple(
+        Drawn(*c, errors=tuple(sorted(e)), threshold=judge.card.threshold, offset=offset)
+        for c, e, (judge, _), offset in about
     )
+    return Answers(drawn, np.concatenate(shows) if clip else None)
 
 
 def _shifted(called: np.ndarray, offset: int) -> np.ndarray:
