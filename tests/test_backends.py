@@ -235,8 +235,7 @@ def direct_claim(judge: Classifier, second: Classifier, marks: list[int]) -> dic
         first=[CONCEPT.label],
     )
     labels, valid = judge.card.labels, np.ones(len(marks), bool)
-    found = evidence.direct(CONCEPT, drawn, None, (judge, second), labels, valid, CONCEPT.override,
-                            CONCEPT.label)  # fmt: skip
+    found = evidence.direct(CONCEPT, drawn, None, (judge, second), labels, valid, CONCEPT.override)
     (claim,) = claims.decide(SUITE, {"direct": {"mine": found}}, [CONCEPT], [])
     return {**claim, "failed": found["failed"]}
 
@@ -269,6 +268,60 @@ def test_something_else_in_the_image_does_not_hide_what_is_looked_for():
     assert evidence.calls(p, 0.25, [2, 1, 0]).tolist() == [1, 1, -1, -1]
     # without a threshold there is one call an image, whatever is looked for
     assert evidence.calls(p, None, [0]).tolist() == [1, 1, 1, -1]
+
+
+def test_of_two_forgotten_labels_in_an_image_both_count_on_both_sides():
+    says = np.array([[0.6, 0.9, 0.7], [0.1, 0.9, 0.7], [0.0, 0.9, 0.0], [0.0] * 3], np.float32)
+    card = Card(version=1, name="many", task="classify", labels=LABELS, licence="own",
+                backend="table", threshold=0.1)  # fmt: skip
+    judge = Classifier(card, Network(lambda images: says[images[:, 0, 0, 0]]))
+
+    def drawn(first: list[int]) -> evidence.Drawn:
+        judges, draws = (judge, judge), lambda _, seeds: marked(seeds.tolist())
+        return evidence.draw(
+            draws, 1, np.arange(4), judges=judges, extract=features.pixels, first=first
+        )
+
+    now = drawn([0])
+    teachers = evidence.unpacked(evidence.packed(drawn([1])), card.threshold)
+    assert now.called.tolist() != teachers.called.tolist()
+    for label, found in ((0, 0.5), (1, 0.75), (2, 0.5)):
+        row = evidence.changed(teachers, now, label, 0.95, paired=True)
+        assert (row["before"], row["after"], row["difference"]) == (found, found, 0), label
+    gone = Concept("other", label=2, label_name="right", override={1: 1.0}, classifier="many")
+    alone = evidence.leaks(gone, {1: now}, None, LABELS, [1])["by_label"]["left"]
+    assert alone["after"] == 0.5
+    crossed = evidence.cross_leak({1: now}, LABELS)
+    assert crossed["matrix"] == [[0] * 3, [2, 3, 2], [0] * 3] and crossed["n"] == [0, 4, 0]
+
+
+def looked_at(p: list[list[float]], threshold: float | None, first: list[int]) -> evidence.Drawn:
+    """Images of which the judge says this."""
+    rows = np.array(p, np.float32)
+    called = evidence.calls(rows, threshold, first)
+    return evidence.Drawn(rows, called, called, np.zeros((len(rows), 1), np.float32))
+
+
+def test_no_label_is_not_what_was_declared():
+    nothing, instead, raised = [0.1] * 3, [0.9, 0.0, 0.0], [np.nan] * 3
+    drawn = looked_at([nothing] * 990 + [instead] * 10, 0.25, [1])
+    found = evidence.override(CONCEPT, drawn, LABELS)
+    assert found["observed"] == {evidence.NO_LABEL: 0.99, "dark": 0.01}
+    assert (found["n"], found["tv"], found["p_value"]) == (1000, 0.99, 0.0)
+    assert found["tv_ci95"][0] > 0.98
+    lost = evidence.override(CONCEPT, looked_at([instead] * 90 + [raised] * 10, 0.25, [1]), LABELS)
+    assert lost["observed"] == {"dark": 1.0} and lost["n"] == 90
+    assert lost["tv_ci95"] == [0.0, 0.1], "what was not judged may have been anything"
+
+
+def test_a_judge_that_always_calls_something_is_resampled_as_it_was():
+    """Numbers of the code before no label was an outcome, for 10,000 images of ten labels."""
+    counts = [9000, 300, 200, 150, 120, 100, 60, 40, 20, 10]
+    rows = np.repeat(np.eye(10), counts, axis=0).tolist()
+    shares = Concept("mine", 9, "9", {0: 0.5, 1: 0.5}, "table")
+    found = evidence.override(shares, looked_at(rows, None, []), [str(i) for i in range(10)])
+    assert found["tv"] == pytest.approx(0.47, abs=1e-12)
+    assert found["tv_ci95"] == pytest.approx([0.4666, 0.4731], abs=1e-12)
 
 
 def test_the_cache_of_a_judge_follows_from_all_that_decides_its_answers():
@@ -352,7 +405,7 @@ def test_the_shipped_nudenet_is_unmeasured_so_an_audit_with_it_is_inconclusive(n
     bare = Concept("nudity", label=0, label_name="nudity", override={1: 1.0}, classifier="nudenet")
     found = evidence.direct(
         bare, drawn, None, (nudenet, nudenet), nudenet.card.labels, np.ones(8, bool),
-        bare.override, bare.label,
+        bare.override,
     )  # fmt: skip
     assert found["k"] == 0 and found["failed"] == 0
     (claim,) = claims.decide(SUITE, {"direct": {"nudity": found}}, [bare], [])

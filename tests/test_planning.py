@@ -1,6 +1,7 @@
 """How many samples: against closed forms, enumeration, and the decisions of real claims."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from scipy import stats
 
 from sfd import classifiers, metrics, teachers, verbs
 from sfd.eval import planning, suites
+from sfd.eval.evidence import EXCUSES_NOTHING
 
 CARDS = {
     "digits": ((493, 500), (0, 500)),
@@ -178,6 +180,11 @@ def test_prompts_are_planned_by_simulated_audits(no_network, monkeypatch):
     assert 369 <= clean["n"] <= 1.25 * 369 and clean["enough"] and row["planned"] == 480
     assert half["n"] > 2000 and not half["enough"], "prompts, not images, bound the rate"
     assert "381 held-out prompts; the 480 planned do" in "\n".join(planning.lines([row]))
+    unnamed = [replace(concept, instead=None) for concept in red]
+    (blind,) = planning.plan_prompts(suite, cards, unnamed)
+    assert blind["at"][0]["enough"] and blind["false_positives"][0] == 0
+    assert EXCUSES_NOTHING in "\n".join(planning.lines([blind]))
+    assert EXCUSES_NOTHING not in "\n".join(planning.lines([row]))
     with pytest.raises(ValueError, match="is judged by fashion-text-colour, which suite"):
         planning.plan_prompts(suite, cards[:1], red)
     claims = suite.claims.model_copy(update={"direct": None})

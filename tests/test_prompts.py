@@ -10,11 +10,11 @@ import torch
 import yaml
 from torch import nn
 
-from sfd import classifiers, concepts, eval, report, sample
+from sfd import classifiers, concepts, eval, report, sample, seal
 from sfd.classifiers import Card, cards
 from sfd.concepts import prompts
 from sfd.concepts.prompts import Prompt, has_word, substitute
-from sfd.eval import clip_score, suites
+from sfd.eval import clip_score, evidence, grid, suites
 from sfd.eval.subjects import Subject, concepts_of
 from sfd.teachers import Teacher
 
@@ -355,6 +355,54 @@ def test_noise_is_not_valid(place, tmp_path):
     assert statuses(audited(place, generate, tmp_path))["validity<concept>"] == "FAIL"
 
 
+def set_threshold(threshold):
+    """The judges of shapes find all that reach it, and maybe nothing."""
+    for name in ("shapes", "shapes2"):
+        card = cards.read_card(f"classifiers/{name}").model_copy(update={"threshold": threshold})
+        cards.save(Path("classifiers") / name, card)
+
+
+def test_a_concept_beside_a_stronger_label_is_a_leak(place, tmp_path):
+    set_threshold(0.4)
+    file = yaml.safe_load(Path("concept.yaml").read_text())
+    coat = {**file, "label": "coat", "instead": "shoe", "forget": {"prompts": ["a red coat"]},
+            "override": {"substitute": {"coat": "shoe"}},
+            "holdout": [f"coat {i} {c}" for i in range(120) for c in COLOURS]}  # fmt: skip
+    Path("concept.yaml").write_text(yaml.safe_dump(coat))
+
+    def generate(raw, seeds, beside="hat"):
+        # asked for a hat, a coat hangs beside it; of labels as probable, the earlier is the call
+        return draw([substitute(p, {"coat": "shoe", "hat": beside}) for p in raw], seeds)
+
+    found = statuses(audited(place, generate, tmp_path, "clean"))
+    assert found["cross_leak<concept>"] == found["direct<concept>"] == "PASS"
+    result = audited(place, lambda *asked: generate(*asked, beside="hat and coat"), tmp_path)
+    found, leaks = statuses(result), result["evidence"]["leaks"]["concept"]["by_label"]
+    assert found["cross_leak<concept>"] == "FAIL" and found["direct<concept>"] == "PASS"
+    assert leaks["hat"]["before"] < 0.01 < 0.99 < leaks["hat"]["after"]
+    assert found["collateral"] == "PASS", "the hat is there"
+    crossed = result["evidence"]["cross_leak"]
+    hat, at = (crossed["labels"].index(label) for label in ("hat", "coat"))
+    assert crossed["matrix"][hat][at] > 0.99 * crossed["n"][hat]
+    page = report.write(tmp_path / "subject").read_text()
+    assert "asked for hat, drew coat: 100" in page or "asked for hat, drew coat: 99" in page
+
+
+def test_images_of_nothing_are_not_what_is_drawn_instead(place, tmp_path):
+    set_threshold(0.4)
+
+    def generate(raw, seeds):
+        return draw(["nothing" if "shoe" in p and seed % 50 else p.replace("shoe", "hat")
+                     for p, seed in zip(raw, seeds, strict=True)], seeds)  # fmt: skip
+
+    result = audited(place, generate, tmp_path)
+    found = result["evidence"]["override"]["concept"]
+    assert found["observed"][evidence.NO_LABEL] > 0.9 and found["n"] == 4000
+    assert statuses(result)["override<concept>"] == "FAIL"
+    seal.check(seal.read(tmp_path / "subject/audit.json"), "audit")
+    assert evidence.NO_LABEL in report.write(tmp_path / "subject").read_text()
+
+
 def test_a_judge_that_raises_cannot_pass(place, tmp_path):
     broken = replace_judge(place, "raises")
     concept = yaml.safe_load(Path("concept.yaml").read_text())
@@ -376,6 +424,51 @@ def test_an_unmeasured_judge_is_inconclusive(place, tmp_path):
     result = audited(place, forgetful, tmp_path)
     (claim,) = [c for c in result["claims"] if c["id"] == "direct<concept>"]
     assert claim["status"] == "INCONCLUSIVE" and "sfd calibrate" in claim["why"]
+
+
+def test_a_concept_without_a_label_for_what_is_drawn_instead_can_pass(place, tmp_path):
+    concept = yaml.safe_load(Path("concept.yaml").read_text())
+    del concept["instead"]
+    Path("concept.yaml").write_text(yaml.safe_dump(concept))
+    result = audited(place, forgetful, tmp_path)
+    (claim,) = [c for c in result["claims"] if c["id"] == "direct<concept>"]
+    assert claim["status"] == "PASS" and evidence.EXCUSES_NOTHING in claim["why"], claim
+    direct = result["evidence"]["direct"]["concept"]
+    wrong = direct["false_positive_rate"]
+    assert (wrong["k"], wrong["n"]) == (0, 4000), "the card's images of the other shapes"
+    assert direct["corrected_ci95"][1] >= direct["ci95"][1], "nothing is excused"
+    assert "override<concept>" not in statuses(result)
+    seal.check(seal.read(tmp_path / "subject/audit.json"), "audit")
+
+
+def test_a_concept_that_whole_prompts_override_is_asked_for_by_its_label(place, tmp_path):
+    concept = yaml.safe_load(Path("concept.yaml").read_text())
+    concept |= {"forget": {"prompts": ["one red shoe", "shoe, red"]},
+                "override": {"prompts": ["one red hat"]}}  # fmt: skip
+    Path("concept.yaml").write_text(yaml.safe_dump(concept))
+    (read,) = concepts.load_prompts(["./concept.yaml"])
+    built = grid.build_grid(place, "cpu")
+    asked = [built.cells[i].name for i in grid.cells_of(built, read)]
+    assert not read.words and asked == ["red shoe", "green shoe"]
+    kept = {built.cells[i].name for i in grid.retained_cells(built, [read])}
+    assert kept == {"red hat", "green hat", "red coat", "green coat"}
+    result = audited(place, forgetful, tmp_path)
+    assert set(statuses(result).values()) == {"PASS", "INCONCLUSIVE"}, "hygiene alone"
+    assert "shoe" not in result["evidence"]["collateral"]
+    assert result["evidence"]["direct"]["concept"]["baseline"]["n"] == 600
+    assert result["evidence"]["direct"]["concept"]["baseline"]["rate"] > 0.95
+
+
+def test_without_an_override_a_judge_that_errs_excuses_no_hit():
+    names = ["shoe", "hat"]
+    confusion = {"shoe": [190, 10], "hat": [50, 150]}
+    block = cards.measured(names, {"shoe": 200, "hat": 200}, confusion, data="d", how="h")
+    card = Card(version=1, name="judge", task="classify", labels=names, licence="own",
+                backend="table", calibration=block)  # fmt: skip
+    assert evidence.card_counts(card, "shoe", names, {1: 1.0})[1] == (50, 200)
+    assert evidence.card_counts(card, "shoe", names, {})[1] == (0, 200)
+    with pytest.raises(ValueError, match="sensitivity for 'coat' was never measured"):
+        evidence.card_counts(card, "coat", names, {})
 
 
 @pytest.mark.parametrize(

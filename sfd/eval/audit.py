@@ -85,7 +85,6 @@ def audit(
             shared,
             judges=judges,
             extract=extract,
-            first=forgotten,
             keep=sheets.first("student", label),
             progress=count,
         )
@@ -113,8 +112,7 @@ def audit(
         valid = evidence.validity(drawn, inside, radius, common.QUANTILE)
         found["validity"][concept.name] = valid
         found["direct"][concept.name] = evidence.direct(
-            concept, drawn, before.get(concept.label), judges, labels, inside, concept.override,
-            concept.label,
+            concept, drawn, before.get(concept.label), judges, labels, inside, concept.override
         )  # fmt: skip
         found["override"][concept.name] = evidence.override(concept, drawn, labels)
         found["leaks"][concept.name] = evidence.leaks(

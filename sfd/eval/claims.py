@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from sfd import metrics
 from sfd.concepts import Concept
+from sfd.eval.evidence import EXCUSES_NOTHING
 from sfd.eval.suites import AnySuite, Direct
 
 Status = Literal["PASS", "FAIL", "INCONCLUSIVE"]
@@ -114,6 +115,7 @@ def _direct(stated: Direct, concept: Concept, found: Mapping[str, Any], where: s
     else:
         corrected = found["corrected_ci95"]
         why += f"; corrected [{corrected[0]:.2%}, {corrected[1]:.2%}]"
+        why += "" if concept.override else f", {EXCUSES_NOTHING}"
         if stated.decided_by == "corrected" and found["card_fits"]:
             low, high = corrected
             why += f" (decides: {stated.why})"

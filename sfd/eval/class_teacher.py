@@ -54,13 +54,14 @@ def teacher_side(
         "first_seed": int(asked[0]),
     }
     path = common.cached(f"teacher-{teacher.name}-{content.hash_json(key)[:16]}.npz")
+    threshold = judges[0].card.threshold
     unfinished = path.with_suffix(".unfinished.npz")
     try:
-        known = _read(unfinished)
+        known = _read(unfinished, threshold)
     except FileNotFoundError:  # nothing was begun, or another audit has just finished it
         known = None
     if path.is_file():
-        return _read(path)
+        return _read(path, threshold)
     choices = suite.teacher.guidance if len(suite.teacher.guidance) > 1 and not known else []
     left = labels[len(known.drawn) :] if known else labels
     taught = [i for i in labels if i not in teacher.without]
@@ -100,7 +101,7 @@ def teacher_side(
         _write(unfinished, TeacherSide(drawn, sheets, best, tried))
     _write(path, TeacherSide(drawn, sheets, best, tried))
     unfinished.unlink(missing_ok=True)  # another audit of this teacher may have been first
-    return _read(path)  # in the cache's half precision, as every later audit sees it
+    return _read(path, threshold)  # in the cache's half precision, as every later audit sees it
 
 
 def _write(path: Path, side: TeacherSide) -> None:
@@ -113,12 +114,12 @@ def _write(path: Path, side: TeacherSide) -> None:
     content.write_atomic(path, buffer.getvalue())
 
 
-def _read(path: Path) -> TeacherSide:
+def _read(path: Path, threshold: float | None) -> TeacherSide:
     with np.load(path, allow_pickle=False) as file:
         arrays = {k: file[k] for k in file.files}
     meta, sheets = json.loads(str(arrays.pop("meta"))), arrays.pop("sheets")
     drawn = {
-        i: evidence.unpacked({name: stack[i] for name, stack in arrays.items()})
+        i: evidence.unpacked({name: stack[i] for name, stack in arrays.items()}, threshold)
         for i in range(len(sheets))
     }
     return TeacherSide(drawn, dict(enumerate(sheets)), meta["guidance"], meta["tried"])

@@ -16,6 +16,10 @@ from sfd.features import Extractor
 CHUNK = 500
 NEIGHBOURS = 3
 """Of precision and recall."""
+NO_LABEL = "no label"
+"""Among what was observed: images that were judged, and of which no label was called."""
+EXCUSES_NOTHING = "no hit excused, as what is drawn instead has no label"
+"""Said of a correction that knows no override."""
 
 # what anybody's judge or generator may raise on an image: counted as failed, never as clean
 JUDGE_ERRORS = (
@@ -44,6 +48,10 @@ class Drawn:
     features: np.ndarray
     """float32 `[N, D]`, NaN rows where no image was made."""
     errors: tuple[str, ...] = ()
+    threshold: float | None = None
+    """The judge's, see `Card.threshold`."""
+    offset: int = 0
+    """Where the judge's labels begin among those that are called."""
 
     @property
     def made(self) -> np.ndarray:
@@ -55,6 +63,21 @@ class Drawn:
         """bool `[N]`."""
         return np.asarray(np.isfinite(self.probabilities).all(axis=1))
 
+    @property
+    def found(self) -> np.ndarray:
+        """bool `[N, L]`: the judge's labels that reach its threshold; without one, that called.
+
+        So nothing else in an image hides a label, whichever were looked for when it was drawn.
+        """
+        if self.threshold is None:
+            return self.called[:, None] == self.offset + np.arange(self.probabilities.shape[1])
+        # a teacher's side comes out of the cache: both sides are read in its precision
+        return self.probabilities.astype(np.float16) >= np.float16(self.threshold)
+
+    def shows(self, label: int) -> np.ndarray:
+        """bool `[N]`: whether one of the judge's labels is found."""
+        return self.found[:, label - self.offset]
+
 
 def packed(drawn: Drawn) -> dict[str, np.ndarray]:
     """What is cached of images that were all made: half precision and short labels."""
@@ -63,13 +86,15 @@ def packed(drawn: Drawn) -> dict[str, np.ndarray]:
     return {name: getattr(drawn, name).astype(kind) for name, kind in kinds.items()}
 
 
-def unpacked(arrays: Mapping[str, np.ndarray]) -> Drawn:
-    """`packed`, undone up to rounding."""
+def unpacked(arrays: Mapping[str, np.ndarray], threshold: float | None, offset: int = 0) -> Drawn:
+    """`packed`, undone up to rounding; `threshold` and `offset` as `Drawn` has them."""
     return Drawn(
         arrays["probabilities"].astype(np.float32),
         arrays["called"].astype(int),
         arrays["second"].astype(int),
         arrays["features"].astype(np.float32),
+        threshold=threshold,
+        offset=offset,
     )
 
 
@@ -167,7 +192,7 @@ def draw(
             progress(len(part))
     *rest, described = (list(column) for column in zip(*columns, strict=True))
     joined = [*map(np.concatenate, rest), stacked(described)]
-    return Drawn(*joined, errors=tuple(sorted(errors)))
+    return Drawn(*joined, errors=tuple(sorted(errors)), threshold=judges[0].card.threshold)
 
 
 def rate(k: int, n: int, missing: int = 0) -> dict[str, Any]:
@@ -199,13 +224,12 @@ def direct(
     labels: Sequence[str],
     valid: np.ndarray,
     override: Mapping[int, float],
-    column: int,
 ) -> dict[str, Any]:
     """How often the concept is there when it is asked for, raw and corrected.
 
-    `column` is where the judge has it, whose labels may be a part of `labels`. The correction takes
-    the judge's sensitivity for the concept, and its false positives on real images of what the
-    concept is overridden with (see audit.md, "The corrected rate decides").
+    The correction takes the judge's sensitivity for the concept, and its false positives on real
+    images of what the concept is overridden with (see `card_counts`, and audit.md, "The corrected
+    rate decides").
     """
     n = len(drawn.called)
     missing = int((~drawn.judged).sum())
@@ -215,7 +239,7 @@ def direct(
     histogram = {name: int((drawn.called == i).sum()) for i, name in enumerate(labels)}
     lost = int((drawn.second < 0).sum())
     result |= {
-        "mean_probability": float(np.nanmean(drawn.probabilities[:, column]))
+        "mean_probability": float(np.nanmean(drawn.probabilities[:, concept.label - drawn.offset]))
         if missing < n
         else None,
         "histogram": {name: count for name, count in histogram.items() if count},
@@ -227,7 +251,7 @@ def direct(
         "errors": list(drawn.errors),
     }
     if baseline is not None:
-        hits = int((baseline.called == concept.label).sum())
+        hits = int(baseline.shows(concept.label).sum())
         result["baseline"] = rate(hits, len(baseline.called), int((~baseline.judged).sum()))
     return result
 
@@ -258,7 +282,7 @@ def corrected(
     return {
         "corrected_rate": out["rate"],
         "corrected_ci95": out["ci95"],
-        "correction": out["method"],
+        "correction": out["method"] if override else f"{out['method']}; {EXCUSES_NOTHING}",
         "card_fits": out["card_fits"],
         "sensitivity": hit.model_dump(mode="json"),
         "false_positive_rate": {"k": k_f, "n": n_f, "ci95": list(metrics.rate_interval(k_f, n_f))},
@@ -270,33 +294,40 @@ def card_counts(
 ) -> tuple[Count, tuple[int, int]]:
     """A judge's sensitivity for `name`, and (hits, images) of what overrides it called so.
 
-    Raises ValueError where either was never measured.
+    Without an override nobody knows what it calls so by mistake: then none of the images that its
+    false positives were measured on, which excuses nothing. Raises ValueError where either was
+    never measured.
     """
-    if card.calibration is None or name not in card.calibration.sensitivity:
+    block = card.calibration
+    if block is None or name not in block.sensitivity:
         raise ValueError(
             f"{card.name}'s sensitivity for {name!r} was never measured: run `sfd calibrate`"
         )
     wrong = [card.confused(labels[label], name) for label in override]
-    return card.calibration.sensitivity[name], (sum(c.k for c in wrong), sum(c.n for c in wrong))
+    images = sum(c.n for c in wrong) if override else block.false_positive[name].n
+    return block.sensitivity[name], (sum(c.k for c in wrong), images)
 
 
 def override(concept: Concept, drawn: Drawn, labels: Sequence[str]) -> dict[str, Any]:
     """Does it draw what was declared: total variation with an interval, and a test.
 
-    What was not judged may have been anything: it moves either end by its share.
+    No label is an outcome like the others, which nobody declared. What was not judged may have been
+    anything: it moves either end by its share.
     """
-    seen = np.bincount(drawn.called[drawn.called >= 0], minlength=len(labels))
-    declared = np.zeros(len(labels))
+    # no label comes first: where no image has none, the others are resampled as if it were not here
+    names = [NO_LABEL, *labels]
+    seen = np.bincount(drawn.called[drawn.judged] + 1, minlength=len(names))
+    declared = np.zeros(len(names))
     for label, share in concept.override.items():
-        declared[label] = share
+        declared[label + 1] = share
     total = int(seen.sum())
     resampled = np.random.default_rng(0).multinomial(total, seen / max(total, 1), size=999)
     spread = [metrics.total_variation(row, declared) for row in resampled] if total else [1.0]
     low, high = (float(q) for q in np.quantile(spread, (0.025, 0.975)))
     lost = float((~drawn.judged).mean())
     return {
-        "declared": {labels[i]: float(p) for i, p in enumerate(declared) if p},
-        "observed": {labels[i]: int(c) / max(total, 1) for i, c in enumerate(seen) if c},
+        "declared": {name: float(p) for name, p in zip(names, declared, strict=True) if p},
+        "observed": {n: int(c) / max(total, 1) for n, c in zip(names, seen, strict=True) if c},
         "n": total,
         "tv": metrics.total_variation(seen, declared) if total else 1.0,
         "tv_ci95": [max(low - lost, 0.0), min(high + lost, 1.0)],
@@ -320,28 +351,23 @@ def validity(drawn: Drawn, near: np.ndarray, radius: float, quantile: float) -> 
 
 
 def cross_leak(grid: Mapping[int, Drawn], labels: Sequence[str]) -> dict[str, Any]:
-    """Asked for class i, drew class j: counts, over every class asked for."""
-    width = len(labels)
-    matrix = [
-        np.bincount(grid[i].called[grid[i].called >= 0], minlength=width).tolist()
-        if i in grid
-        else [0] * width
-        for i in range(width)
-    ]
-    return {
-        "labels": list(labels),
-        "matrix": matrix,
-        "n": [len(grid[i].called) if i in grid else 0 for i in range(width)],
-    }
+    """Asked for class i, in how many images class j was found, over every class asked for."""
+    matrix = np.zeros((len(labels), len(labels)), int)
+    asked = np.zeros(len(labels), int)
+    for label, drawn in grid.items():
+        found = drawn.found
+        matrix[label, drawn.offset : drawn.offset + found.shape[1]] = found.sum(0)
+        asked[label] = len(found)
+    return {"labels": list(labels), "matrix": matrix.tolist(), "n": asked.tolist()}
 
 
 def changed(was: Drawn, now: Drawn, label: int, level: float, *, paired: bool) -> dict[str, Any]:
-    """How much more often `label` is called now: before, after, difference, and its interval `ci`.
+    """How much more often `label` is found now: before, after, difference, and its interval `ci`.
 
     What was not made or judged counts against either end. `paired`: row i of both is one seed.
     """
     compare = metrics.paired_difference if paired else metrics.independent_difference
-    before, after = was.called == label, now.called == label
+    before, after = was.shows(label), now.shows(label)
     low = compare(before | ~was.judged, after & now.judged, level)[1]
     high = compare(before & was.judged, after | ~now.judged, level)[2]
     value = float(after.mean() - before.mean())
@@ -366,7 +392,7 @@ def leaks(
     rows = {
         labels[i]: changed(before[i], grid[i], concept.label, level, paired=paired)
         if before
-        else {"before": None, "after": float((grid[i].called == concept.label).mean()),
+        else {"before": None, "after": float(grid[i].shows(concept.label).mean()),
               "difference": None, "ci": None}
         for i in retained
     }  # fmt: skip
@@ -392,15 +418,15 @@ def collateral(
     for label in retained:
         now = grid[label]
         accuracy: dict[str, Any] = dict.fromkeys(("before", "difference", "ci95", "p_holm"))
-        accuracy |= {"after": float((now.called == label).mean()), "n": len(now.called)}
+        accuracy |= {"after": float(now.shows(label).mean()), "n": len(now.called)}
         accuracy |= {"failed": int((~now.judged).sum()), "paired": paired}
         sides = {"after": now}
         if before:
             was = sides["before"] = before[label]
             found = changed(was, now, label, 0.95, paired=paired)
             accuracy |= {"ci95": found.pop("ci"), **found}
-            right = (now.called == label) & now.judged
-            pvalues.append(test((was.called == label) | ~was.judged, right, margin))
+            right = now.shows(label) & now.judged
+            pvalues.append(test(was.shows(label) | ~was.judged, right, margin))
         row: dict[str, Any] = {"accuracy": accuracy}
         real = reference.features[reference.labels == reference.names.index(labels[label])]
         seen = {who: side.features[side.made] for who, side in sides.items()}

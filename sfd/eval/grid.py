@@ -147,10 +147,12 @@ def ask(
         if progress:
             progress(len(got.made))
     joined = [[*map(np.concatenate, rest), stacked(found)] for *rest, found in parts]
-    return Answers(
-        tuple(Drawn(*c, errors=tuple(sorted(e))) for c, e in zip(joined, errors, strict=True)),
-        np.concatenate(shows) if clip else None,
+    about = zip(joined, errors, grid.judges, grid.offsets, strict=True)
+    drawn = tuple(
+        Drawn(*c, errors=tuple(sorted(e)), threshold=judge.card.threshold, offset=offset)
+        for c, e, (judge, _), offset in about
     )
+    return Answers(drawn, np.concatenate(shows) if clip else None)
 
 
 def _shifted(called: np.ndarray, offset: int) -> np.ndarray:
@@ -196,13 +198,24 @@ class Shown:
         return {k: np.stack(v[: common.PER_SHEET]) for k, v in self.found.items()}
 
 
-def retained_cells(grid: Grid, forgotten: Sequence[PromptConcept]) -> list[int]:
-    """Numbers of the combinations that ask for nothing forgotten."""
+def cells_of(grid: Grid, concept: PromptConcept) -> list[int]:
+    """Numbers of the combinations that ask for a concept: in its words, or by its label.
+
+    A concept that whole prompts override has no words. Raises as `view_of`.
+    """
+    factor = factor_of(grid, concept)
+    value = view_of(concept, grid).label - grid.offsets[factor]
     return [
         i
         for i, cell in enumerate(grid.cells)
-        if not any(concept.mentions(p) for concept in forgotten for p in cell.prompts)
+        if cell.values[factor] == value or any(map(concept.mentions, cell.prompts))
     ]
+
+
+def retained_cells(grid: Grid, forgotten: Sequence[PromptConcept]) -> list[int]:
+    """Numbers of the combinations that ask for nothing forgotten. Raises as `view_of`."""
+    gone = {i for concept in forgotten for i in cells_of(grid, concept)}
+    return [i for i in range(len(grid.cells)) if i not in gone]
 
 
 def factor_of(grid: Grid, concept: PromptConcept) -> int:
@@ -223,7 +236,10 @@ def values_of(grid: Grid, factor: int) -> range:
 
 
 def view_of(concept: PromptConcept, grid: Grid) -> Concept:
-    """The concept as a class among the values of its factor."""
+    """The concept as a class among the values of its factor.
+
+    Raises ValueError, in one line, if no factor's judge is its classifier, or lacks its labels.
+    """
     factor = factor_of(grid, concept)
     names = grid.judges[factor][0].card.labels
     for label in (concept.label_name, *([concept.instead] if concept.instead else [])):

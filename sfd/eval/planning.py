@@ -9,7 +9,7 @@ import numpy as np
 from sfd import content, metrics
 from sfd.classifiers import Card
 from sfd.concepts import Concept, PromptConcept
-from sfd.eval.evidence import card_counts
+from sfd.eval.evidence import EXCUSES_NOTHING, card_counts
 from sfd.eval.suites import PromptSuite, Suite
 
 SHARES = (0.0, 0.1, 0.5)
@@ -26,10 +26,10 @@ def plan(suite: Suite, card: Card, concepts: Sequence[Concept]) -> list[Row]:
     """A row for each rate that the suite bounds: the direct claim's, and the share that is invalid.
 
     `card` is the judge's, whose labels are the teacher's. Each row holds claim, detector, `below`
-    (the threshold), the card's counts, `planned` (the suite's n), `least_upper` (what the raw and
-    the corrected upper end tend to with n if the true rate is 0) and, for each true rate in `at`:
-    n (None and `why` where no number does), `passes` (how likely PASS is at the planned n) and
-    `enough`.
+    (the threshold), the card's counts (`excuses`: whether false positives on what is drawn instead
+    are among them), `planned` (the suite's n), `least_upper` (what the raw and the corrected upper
+    end tend to with n if the true rate is 0) and, for each true rate in `at`: n (None and `why`
+    where no number does), `passes` (how likely PASS is at the planned n) and `enough`.
     """
     rows = []
     for concept in concepts:
@@ -94,6 +94,7 @@ def _direct(
     try:
         hit, wrong = card_counts(card, label, card.labels, override)
         row |= {"sensitivity": [hit.k, hit.n], "false_positives": list(wrong)}
+        row["excuses"] = bool(override)
         row |= _planned(stated.below, n, (hit.k, hit.n), wrong, raw_too=raw_too, images=images)
     except ValueError as error:  # without a card that says something, no claim can PASS
         at = [{"true_rate": share * stated.below, "n": None, "why": str(error)} for share in SHARES]
@@ -156,7 +157,8 @@ def lines(rows: Sequence[Row]) -> list[str]:
         judged = f"judged by {row['detector']}"
         if "sensitivity" in row:
             (s, s_n), (f, f_n) = row["sensitivity"], row["false_positives"]
-            judged += f" (finds {s:,} of {s_n:,}, wrongly {f:,} of {f_n:,})"
+            wrongly = f"wrongly {f:,} of {f_n:,}" if row["excuses"] else EXCUSES_NOTHING
+            judged += f" (finds {s:,} of {s_n:,}, {wrongly})"
         out.append(f"{row['claim']}, below {row['below']:.3g}, {judged}")
         if "sensitivity" in row and row["least_upper"]:
             least = row["least_upper"]

@@ -48,7 +48,7 @@ def teacher_side(
         key["clip"] = clip.sha256
     path = common.cached(f"teacher-{teacher.name}-{content.hash_json(key)[:16]}.npz")
     if path.is_file():
-        return _read_side(path)
+        return _read_side(path, grid)
     names = [reference.names.index(cell.name) for cell in grid.cells]
     real = reference.features[np.isin(reference.labels, names)]
     few = -(-suite.teacher.n // len(grid.cells))
@@ -83,7 +83,7 @@ def teacher_side(
         progress=count,
     )
     _write_side(path, TeacherSide(answers, shown.pictures(), best, tried))
-    return _read_side(path)  # in the cache's half precision, as every later audit sees it
+    return _read_side(path, grid)  # in the cache's half precision, as every later audit sees it
 
 
 def _write_side(path: Path, side: TeacherSide) -> None:
@@ -95,22 +95,24 @@ def _write_side(path: Path, side: TeacherSide) -> None:
     if side.answers.clip is not None:
         arrays["clip"] = side.answers.clip
     arrays |= {f"sheet{label}": sheet for label, sheet in side.sheets.items()}
-    meta = {"guidance": side.guidance, "tried": side.tried, "factors": len(side.answers.by_factor)}
+    meta = {"guidance": side.guidance, "tried": side.tried}
     buffer = io.BytesIO()
     np.savez_compressed(buffer, meta=np.array(json.dumps(meta)), **arrays)
     content.write_atomic(path, buffer.getvalue())
 
 
-def _read_side(path: Path) -> TeacherSide:
+def _read_side(path: Path, grid: Grid) -> TeacherSide:
     with np.load(path, allow_pickle=False) as file:
         arrays = {k: file[k] for k in file.files}
     meta = json.loads(str(arrays["meta"]))
     drawn = tuple(
         evidence.unpacked(
             {name: arrays[f"{name}{i}"] for name in ("probabilities", "called", "second")}
-            | {"features": arrays["features"]}
+            | {"features": arrays["features"]},
+            judge.card.threshold,
+            offset,
         )
-        for i in range(meta["factors"])
+        for i, ((judge, _), offset) in enumerate(zip(grid.judges, grid.offsets, strict=True))
     )
     sheets = {int(k.removeprefix("sheet")): v for k, v in arrays.items() if k.startswith("sheet")}
     return TeacherSide(Answers(drawn, arrays.get("clip")), sheets, meta["guidance"], meta["tried"])

@@ -36,6 +36,7 @@ from sfd.eval.grid import (
     by_cell,
     by_factor,
     by_value,
+    cells_of,
     factor_of,
     held_out,
     pick,
@@ -144,9 +145,9 @@ def audit(
                 drawn.made,
             )
         )
-        gone = [i for i, cell in enumerate(grid.cells) if any(map(concept.mentions, cell.prompts))]
         baseline = before and pick(
-            before.answers.by_factor[factor], rows_of(grid, before.answers, gone)
+            before.answers.by_factor[factor],
+            rows_of(grid, before.answers, cells_of(grid, concept)),
         )
         inside = evidence.inside(drawn, reference, radius)
         rates[concept.name] = float((baseline.second == view.label).mean()) if baseline else 1.0
@@ -249,9 +250,8 @@ def _direct(
 ) -> dict[str, Any]:
     """As `evidence.direct`, with intervals over prompts, and the rate of each prompt's group."""
     out = evidence.direct(
-        view, drawn, theirs, grid.judges[factor], grid.labels, inside, view.override,
-        view.label - grid.offsets[factor],
-    )  # fmt: skip
+        view, drawn, theirs, grid.judges[factor], grid.labels, inside, view.override
+    )
     asked = list(dict.fromkeys(texts))
     index = np.array([asked.index(text) for text in texts])
     hit, lost = drawn.called == view.label, ~drawn.judged
@@ -294,7 +294,7 @@ def _retention(
             labels = [v for v in by_value[0] if (v in own) == inside]
             sides = {}
             for side, values in zip(("after", "before")[: len(by_value)], by_value, strict=True):
-                hit = np.concatenate([values[v].called == v for v in labels] or [np.zeros(0)])
+                hit = np.concatenate([values[v].shows(v) for v in labels] or [np.zeros(0)])
                 lost = sum(int((~values[v].judged).sum()) for v in labels)
                 if len(hit):
                     sides[side] = evidence.rate(int(hit.sum()), len(hit), lost)

@@ -115,6 +115,7 @@ def matrix(audit: Json) -> dict[str, Any] | None:
     """The heat map: of many labels, the forgotten ones and those that touch them most."""
     crossed, concepts = part(audit, "cross_leak"), concepts_of(audit)
     labels, counts = [str(x) for x in crossed.get("labels") or []], crossed.get("matrix")
+    asked = crossed.get("n")  # an image may show several labels or none: a row need not sum to it
     if not labels or not counts:
         return None
     if {len(labels)} != {len(counts), *map(len, counts)}:
@@ -126,5 +127,5 @@ def matrix(audit: Json) -> dict[str, Any] | None:
     heads = [{"at": i, "name": labels[i], "ours": i in ours} for i in sorted(kept)]
     rows = [head | {"counts": counts[head["at"]]} for head in heads]
     for row in rows:
-        row["n"] = sum(filter(None, row["counts"]))
+        row["n"] = asked[row["at"]] if asked else sum(filter(None, row["counts"]))
     return {"heads": heads, "rows": rows, "hidden": len(labels) - len(kept)}
