@@ -51,13 +51,13 @@ for seed in arguments.seeds:
             "subject_sha256": outcome.audit["subject"]["sha256"],
         }
     )
-provenance = checkpoints.read_json(folder / "provenance.json")
+record = checkpoints.read_json(folder / "provenance.json")
 result = {
     "what": f"recipe {arguments.recipe}, audited",
     "command": f"python eval/benchmarks/recipe.py {arguments.recipe} --seeds "
     + " ".join(map(str, arguments.seeds)),
     "runs": rows,
-    "provenance": provenance,
+    "provenance": {k: v for k, v in record.items() if k != "command"},  # it names local folders
 }
 Path(f"eval/results/{arguments.recipe}.json").write_text(json.dumps(result, indent=1) + "\n")
 for row in rows:
