@@ -237,7 +237,8 @@ class Attack:
     victim asked by labels, or in words, has; "single step" and "chain" what one of one step, or of
     several, has. `leaky(parts)` builds a model that it must break, of a
     direct rate near zero; None where there is none of the victim's kind. `measure` says what is
-    compared with the gold: the rate of hits, or the number of steps (`detail.steps_to_half`).
+    compared with the gold: the rate of hits, or the number of steps (`detail.steps_to_half`). One
+    that trains says in `detail.diverged` at which step it had to end: nothing passes by it.
     """
 
     run: Callable[..., Transcript]
