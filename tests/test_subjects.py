@@ -537,6 +537,37 @@ def test_a_pipeline_of_several_steps_can_be_attacked(tmp_path):
     assert read(sampling=Sampling(1, 0.0)).victim is None, "a step needs no chain"
 
 
+def test_a_pipeline_that_was_only_pretrained_takes_its_steps(tmp_path):
+    folder = tiny.write(tmp_path / "pipe")
+    content.write_json(folder / "sfd.json", {"schema": "sfd/pipeline/1", "images": 3})
+    subject = pipelines.of_pipeline(folder, [], device="cpu")
+    assert subject.nfe == 100 and "50 steps, guidance 7.5" in subject.format
+    assert not subject.paired
+    assert verbs.folder_for(folder) == tmp_path / "pipe-audit", "teachers are no runs"
+    content.write_json(folder / "sfd.json", {"schema": "sfd/model/1"})
+    subject = pipelines.of_pipeline(folder, [], device="cpu")
+    assert subject.nfe == 1 and "1 steps, guidance 0" in subject.format and subject.paired
+    assert verbs.folder_for(folder) == folder
+
+
+def test_what_lies_in_a_pipeline_and_is_no_part_of_it_is_found(tmp_path, unet):
+    folder = tiny.write(tmp_path / "pipe")
+    read = partial(pipelines.of_pipeline, folder, [], device="cpu")
+    assert read().findings == []
+    for name in ("v1-5-pruned.CKPT", "unet/old/model.bin", "v1-5-pruned.safetensors"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"the original")
+    wanted = ["v1-5-pruned.CKPT: a pickle", "model.bin: a pickle",
+              "v1-5-pruned.safetensors: weights that no part names"]  # fmt: skip
+    assert read().findings == wanted
+    whole = shutil.copytree(unet, tmp_path / "unet")
+    options = {"device": "cpu", "sampling": Sampling(1)}
+    assert pipelines.of_unet(whole, LABELS, [], **options).findings == []
+    (whole / "all.ckpt").write_bytes(b"the original")
+    found = pipelines.of_unet(whole, LABELS, [], **options)
+    assert eval.common.hygiene(found, None)["findings"] == ["all.ckpt: a pickle"]
+
+
 def test_image_to_image_starts_from_the_pictures(tmp_path):
     folder, pictures = tiny.write(tmp_path / "pipe"), tmp_path / "pictures"
     pictures.mkdir()
