@@ -464,6 +464,22 @@ def test_training_that_diverges_passes_nothing(plan):
     assert diverged("gold", plan, **back)["status"] == "INCONCLUSIVE"
 
 
+def test_what_is_not_finite_is_not_judged():
+    class Odd(nn.Module):
+        def forward(self, x: Tensor, sigma: Tensor, cond: Tensor) -> Tensor:
+            x0 = GOLD.denoiser(x, sigma, cond)
+            x0[1::2, 0, 0, 0] = torch.nan
+            return x0
+
+    made = attacks.TABLE["seed-exhaustion"](victim(Odd()), GOAL, seed=0, n=40)
+    assert (made.judged == (np.arange(40) % 2 == 0)).all()
+    assert np.isnan(made.score[1::2]).all() and np.isfinite(made.score[::2]).all()
+    assert not made.hits.any() and made.detail["bound"] > 0.5
+    assert made.pictures.shape == (16, 4, 4, 1)
+    away = attacks.TABLE["inversion"](victim(Odd()), GOAL, seed=0, n=4, steps=2)
+    assert away.judged.sum() == 2 and np.isfinite(away.detail["distance"])
+
+
 def test_without_a_gold_or_without_the_attack_nothing_is_decided():
     alone = entry("PASS")
     del alone["against_gold"], alone["status"]

@@ -14,7 +14,7 @@ from sfd import checkpoints, content, images, sample, solvers
 from sfd.attacks import Victim
 from sfd.concepts import AnyConcept, Concept
 from sfd.eval.subjects import IMAGES_ONLY, Subject, beside, weights_of
-from sfd.teachers import Raw, guided, stable_diffusion, to_uint8
+from sfd.teachers import NotFinite, Raw, guided, stable_diffusion, to_uint8
 from sfd.teachers.stable_diffusion import folder_sha256
 
 CARD = "sfd.json"
@@ -109,9 +109,7 @@ def of_pipeline(
                          f" pipeline draws {list(own)}: resize them")  # fmt: skip
 
     def generate(raw: Raw, seeds: np.ndarray) -> np.ndarray:
-        parts = []
-        for start in range(0, len(raw), batch):
-            rows = slice(start, start + batch)
+        def draw(rows: slice) -> np.ndarray:
             pictures = pipe(
                 ["" if prompt is None else prompt for prompt in raw[rows]],
                 num_inference_steps=steps,
@@ -124,8 +122,13 @@ def of_pipeline(
                 generator=_generators(seeds[rows]),
                 output_type="np",
             ).images
-            parts.append((255 * pictures).round().astype(np.uint8))
-        return np.concatenate(parts)
+            made = np.isfinite(pictures).all((1, 2, 3))
+            drawn = (255 * pictures[made]).round().astype(np.uint8)
+            if not made.all():
+                raise NotFinite(drawn, made)
+            return drawn
+
+        return sample.in_batches(draw, len(raw), batch)
 
     checker = checkpoints.read_json(folder / "model_index.json").get("safety_checker") or [None]
     held = attacked and steps > 1 and begin is None
@@ -233,8 +236,7 @@ def of_unet(
         return to_uint8(x)
 
     def generate(raw: Raw, seeds: np.ndarray) -> np.ndarray:
-        starts = range(0, len(raw), batch)
-        return np.concatenate([draw(raw[i : i + batch], seeds[i : i + batch]) for i in starts])
+        return sample.in_batches(lambda rows: draw(raw[rows], seeds[rows]), len(raw), batch)
 
     return Subject(
         path=str(folder),
