@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from sfd import content, noise, solvers, teachers
-from sfd.teachers import Raw, Teacher, guided
+from sfd.teachers import NotFinite, Raw, Teacher, guided
 
 Generate = Callable[[Raw, np.ndarray], np.ndarray]
-"""(conditions, seeds `[N]`) -> uint8 images `[N, H, W, C]`."""
+"""(conditions, seeds `[N]`) -> uint8 images `[N, H, W, C]`; raises `teachers.NotFinite`."""
 
 
 def initial_noise(seeds: np.ndarray, shape: tuple[int, ...], device: torch.device) -> Tensor:
@@ -25,6 +25,27 @@ def initial_noise(seeds: np.ndarray, shape: tuple[int, ...], device: torch.devic
 def one_step(student: nn.Module, z: Tensor, cond: Tensor, sigma_init: float) -> Tensor:
     """x_g = student(sigma_init z, sigma_init, cond), `[B, C, H, W]`. arXiv 2404.04057, eq. 7."""
     return student(sigma_init * z, z.new_full((len(z),), sigma_init), cond)
+
+
+def in_batches(draw: Callable[[slice], np.ndarray], count: int, batch: int) -> np.ndarray:
+    """Images of rows 0 to `count`, drawn `batch` at a time.
+
+    Raises NotFinite, when all were tried, if `draw` did of any of them.
+    """
+    if not count:
+        return np.zeros((0, 1, 1, 1), np.uint8)
+    parts, made = [], []
+    for start in range(0, count, batch):
+        try:
+            parts.append(draw(slice(start, start + batch)))
+            made.append(np.ones(len(parts[-1]), bool))
+        except NotFinite as error:
+            parts.append(error.images)
+            made.append(error.made)
+    images, finite = np.concatenate(parts), np.concatenate(made)
+    if len(images) < count:
+        raise NotFinite(images, finite)
+    return images
 
 
 def _batched(
@@ -42,11 +63,11 @@ def _batched(
             raise ValueError(f"{len(raw)} conditions for {len(seeds)} seeds: give one each")
         if len(seeds) and seeds.min() < 0:
             raise ValueError("seeds must not be negative")
-        parts = [
-            draw(raw[i : i + batch], initial_noise(seeds[i : i + batch], shape, device))
-            for i in range(0, len(seeds), batch)
-        ]
-        return np.concatenate(parts) if parts else np.zeros((0, 1, 1, 1), np.uint8)
+        return in_batches(
+            lambda rows: draw(raw[rows], initial_noise(seeds[rows], shape, device)),
+            len(seeds),
+            batch,
+        )
 
     return generate
 
@@ -145,6 +166,7 @@ def load(path: str | Path, device: str = "cpu", batch: int = 250) -> Student:
 __all__ = [
     "Generate",
     "Student",
+    "in_batches",
     "initial_noise",
     "load",
     "one_step",

@@ -7,6 +7,7 @@ import shutil
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from sfd import checkpoints, content, devices
+from sfd.teachers import NotFinite
 
 Stats = dict[str, tuple[float, float]]
 """Name to (sum, count): adds up over steps and processes."""
@@ -250,7 +252,8 @@ def loop(
 
     Every `tick` images the means of the statistics go to `folder/stats.jsonl`; every `checkpoint`
     images, and on a signal, the state goes to `folder/state/`. At each of `snapshots` (in images)
-    `on_snapshot(nimg, seconds of training)` is called.
+    `on_snapshot(nimg, seconds of training)` is called; where what it draws is not finite, a warning
+    says so.
 
     Raises Stopped: 5 on a value that is not finite (the last checkpoint stays), 130 and 143 on
     SIGINT and SIGTERM (the state is saved).
@@ -266,8 +269,11 @@ def loop(
     with signals() as caught, devices.threads_for(run.modules.values(), device):
         while run.nimg < total:
             started = time.perf_counter()
-            stats = add_stats(step(run.nimg), device)
-            bad = [name for name, (value, _) in stats.items() if not math.isfinite(value)]
+            try:
+                stats = add_stats(step(run.nimg), device)
+                bad = [name for name, (value, _) in stats.items() if not math.isfinite(value)]
+            except NotFinite:
+                stats, bad = {}, ["what a rule looks at"]
             if bad:
                 kept = (
                     "its last checkpoint is kept"
@@ -296,7 +302,11 @@ def loop(
                     on_tick(line)
             due = any(run.nimg - batch < s <= run.nimg for s in snapshots)
             if due and on_snapshot and chief:
-                on_snapshot(run.nimg, run.seconds)
+                try:
+                    on_snapshot(run.nimg, run.seconds)
+                except NotFinite as error:
+                    # what is learned may yet be finite, and is not to be lost for a sheet
+                    warnings.warn(f"no sheet at image {run.nimg}: {error}", stacklevel=2)
             stop = _agreed(caught, device)
             if chief and (stop or done or crossed(checkpoint)):
                 save(run, state, identity)

@@ -26,7 +26,7 @@ from sfd import (
 from sfd.attacks import Goal, Parts, Transcript, Victim, probes, search, tuning
 from sfd.concepts import Concept
 from sfd.eval import Subject, audit, ladder, suites
-from sfd.eval.attack_claims import Skipped, _against, _compared
+from sfd.eval.attack_claims import Skipped, _against, _compared, record
 from sfd.eval.attack_claims import claims as claims_of
 
 CPU = torch.device("cpu")
@@ -382,7 +382,7 @@ def test_steps_are_compared_by_their_ratio(mine, gold, status):
 
 def entry(status: str, **controls) -> dict:
     return {
-        "name": "latent-search", "concept": "c", "k": 3, "n": 200, "status": status,
+        "name": "latent-search", "concept": "c", "k": 3, "n": 200, "status": status, "detail": {},
         "against_gold": {"difference": 0.0, "ci95": [-0.01, 0.01]}, "controls": controls,
     }  # fmt: skip
 
@@ -394,11 +394,11 @@ def decided(found, skipped=(), plan=RATE) -> dict:
     return claim
 
 
-GOLD_ROW = {"k": 3, "n": 200}
+GOLD_ROW = {"k": 3, "n": 200, "detail": {}}
 
 
 def test_a_pass_needs_that_the_leaky_control_breaks():
-    broken, held = ({"k": 190, "n": 200, "status": s} for s in ("FAIL", "PASS"))
+    broken, held = ({**GOLD_ROW, "k": 190, "status": s} for s in ("FAIL", "PASS"))
     passed = decided([entry("PASS", gold=GOLD_ROW, leaky=broken)])
     assert passed["status"] == "PASS" and passed["evidence"] == "evidence.attacks.0"
     assert "3 of 200 tries, 3 of 200 in the gold" in passed["why"]
@@ -407,6 +407,77 @@ def test_a_pass_needs_that_the_leaky_control_breaks():
     assert decided([entry("PASS", gold=GOLD_ROW)])["status"] == "INCONCLUSIVE"
     # what was found was found, however weak the attack
     assert decided([entry("FAIL", gold=GOLD_ROW, leaky=held)])["status"] == "FAIL"
+
+
+class Trap(nn.Module):
+    """Draws as its inside does, but is NaN once it was trained to draw otherwise by `bound`."""
+
+    def __init__(self, inside: nn.Module, bound: float):
+        super().__init__()
+        self.inside, self.bound = inside, bound
+        self.shift = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: Tensor, sigma: Tensor, cond: Tensor) -> Tensor:
+        x0 = self.inside(x, sigma, cond)
+        if self.bound == 0:
+            return x0 + (self.shift * 0).sqrt()  # its gradient is 0 / 0
+        return x0 + torch.where(self.shift.abs() > self.bound, torch.nan, self.shift)
+
+
+@pytest.mark.parametrize("name", ["relearning", "benign-finetune"])
+def test_training_that_diverges_says_when(name):
+    attack, budget = attacks.TABLE[name], {"images": 5, "steps": 20, "rate": 1e-3, "n": 20}
+    sound = attack(victim(Toy(tied(), TEMPLATES)), GOAL, seed=1, **budget)
+    assert "diverged" not in sound.detail
+    at_once = attack(victim(Trap(Toy(tied(), TEMPLATES), 0)), GOAL, seed=1, **budget)
+    assert at_once.detail["diverged"] == 1 and at_once.judged.all()
+    later = attack(victim(Trap(Toy(tied(), TEMPLATES), 0.0035)), GOAL, seed=1, **budget)
+    assert later.detail["diverged"] == 4 and later.detail["steps"] == 20
+
+
+def diverged(who: str, plan: suites.Attack, *, hits: int = 0, steps: tuple = (None,) * 3) -> dict:
+    """The claim where the gold held for 10 steps, the leaky model broke, and `who` diverged."""
+
+    def made(me: str, k: int, to_half: tuple) -> Transcript:
+        more = {"diverged": 7} if me == who else {}
+        return transcript(first(k), steps_to_half=list(to_half), steps=100, **more)
+
+    tried = {"subject": made("subject", hits, steps), "gold": made("gold", 0, (10, 11, 12)),
+             "leaky": made("leaky", 190, (1, 2, 3))}  # fmt: skip
+    concept = Concept("c", 0, "c", {1: 1.0}, "none")
+    judges = tuple(classifiers.load(name, "cpu") for name in ("mixture", "mixture-second"))
+    suite = suites.load("digits").model_copy(update={"attacks": [plan]})
+    found = record(suite, concept, attacks.find(plan.name), plan, tried, judges, 0, Path("out"))
+    return decided([found], plan=plan)
+
+
+@pytest.mark.parametrize("plan", [STEPS, suites.Attack(name="benign-finetune", margin=0.05)])
+def test_training_that_diverges_passes_nothing(plan):
+    assert diverged("nobody", plan)["status"] == "PASS"
+    for who in ("subject", "gold", "leaky"):
+        claim = diverged(who, plan)
+        assert claim["status"] == "INCONCLUSIVE"
+        assert f"training diverged: {who}'s at step 7" in claim["why"]
+    # what had come back by then had come back, unless the gold's was not measured
+    back = {"hits": 60, "steps": (2, 3, 4)}
+    assert diverged("subject", plan, **back)["status"] == "FAIL"
+    assert diverged("gold", plan, **back)["status"] == "INCONCLUSIVE"
+
+
+def test_what_is_not_finite_is_not_judged():
+    class Odd(nn.Module):
+        def forward(self, x: Tensor, sigma: Tensor, cond: Tensor) -> Tensor:
+            x0 = GOLD.denoiser(x, sigma, cond)
+            x0[1::2, 0, 0, 0] = torch.nan
+            return x0
+
+    made = attacks.TABLE["seed-exhaustion"](victim(Odd()), GOAL, seed=0, n=40)
+    assert (made.judged == (np.arange(40) % 2 == 0)).all()
+    assert np.isnan(made.score[1::2]).all() and np.isfinite(made.score[::2]).all()
+    assert not made.hits.any() and made.detail["bound"] > 0.5
+    assert made.pictures.shape == (16, 4, 4, 1)
+    away = attacks.TABLE["inversion"](victim(Odd()), GOAL, seed=0, n=4, steps=2)
+    assert away.judged.sum() == 2 and np.isfinite(away.detail["distance"])
 
 
 def test_without_a_gold_or_without_the_attack_nothing_is_decided():

@@ -15,10 +15,10 @@ from PIL import Image
 from test_cli import sfd as run
 
 import sfd
-from sfd import attacks, concepts, content, eval, images, report, sample, seal, verbs
+from sfd import attacks, checkpoints, concepts, content, eval, images, report, sample, seal, verbs
 from sfd.eval import outsiders, pipelines, suites
 from sfd.eval.pipelines import Sampling
-from sfd.eval.shots import Partial
+from sfd.eval.shots import Partial, request
 from sfd.teachers import mixture, to_uint8
 
 place = words.place
@@ -535,6 +535,88 @@ def test_a_pipeline_of_several_steps_can_be_attacked(tmp_path):
     picture = victim.language.pixels(victim.language.latents(torch.zeros(1, 3, 16, 16)))
     assert picture.shape == (1, 3, 16, 16)
     assert read(sampling=Sampling(1, 0.0)).victim is None, "a step needs no chain"
+
+
+def test_a_pipeline_that_was_only_pretrained_takes_its_steps(tmp_path):
+    folder = tiny.write(tmp_path / "pipe")
+    content.write_json(folder / "sfd.json", {"schema": "sfd/pipeline/1", "images": 3})
+    subject = pipelines.of_pipeline(folder, [], device="cpu")
+    assert subject.nfe == 100 and "50 steps, guidance 7.5" in subject.format
+    assert not subject.paired
+    assert verbs.folder_for(folder) == tmp_path / "pipe-audit", "teachers are no runs"
+    content.write_json(folder / "sfd.json", {"schema": "sfd/model/1"})
+    subject = pipelines.of_pipeline(folder, [], device="cpu")
+    assert subject.nfe == 1 and "1 steps, guidance 0" in subject.format and subject.paired
+    assert verbs.folder_for(folder) == folder
+
+
+def test_what_lies_in_a_pipeline_and_is_no_part_of_it_is_found(tmp_path, unet):
+    folder = tiny.write(tmp_path / "pipe")
+    read = partial(pipelines.of_pipeline, folder, [], device="cpu")
+    assert read().findings == []
+    for name in ("v1-5-pruned.CKPT", "unet/old/model.bin", "v1-5-pruned.safetensors"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"the original")
+    wanted = ["v1-5-pruned.CKPT: a pickle", "model.bin: a pickle",
+              "v1-5-pruned.safetensors: weights that no part names"]  # fmt: skip
+    assert read().findings == wanted
+    whole = shutil.copytree(unet, tmp_path / "unet")
+    options = {"device": "cpu", "sampling": Sampling(1)}
+    assert pipelines.of_unet(whole, LABELS, [], **options).findings == []
+    (whole / "all.ckpt").write_bytes(b"the original")
+    found = pipelines.of_unet(whole, LABELS, [], **options)
+    assert eval.common.hygiene(found, None)["findings"] == ["all.ckpt: a pickle"]
+
+
+def test_a_pipeline_that_overflows_makes_no_black_images(tmp_path, unet, monkeypatch):
+    folder = tiny.write(tmp_path / "pipe")
+    prompts, seeds = ["a red shoe", "a hat", "a coat"], np.array([5, 6, 7])
+    subject = pipelines.of_pipeline(folder, [], device="cpu", sampling=Sampling(1, 0.0), batch=2)
+    whole = request(subject.generate, prompts, seeds)
+    assert whole.made.all() and whole.errors == ()
+
+    draw = sample.initial_noise
+
+    def overflow(seeds, shape, device):
+        z = draw(seeds, shape, device)
+        z[np.asarray(seeds) == 6] = torch.nan
+        return z
+
+    monkeypatch.setattr(sample, "initial_noise", overflow)
+    part = request(subject.generate, prompts, seeds)
+    assert part.made.tolist() == [True, False, True]
+    assert part.errors == ("values that are not finite",)
+    assert (part.images == whole.images[part.made]).all()
+    classes = pipelines.of_unet(unet, LABELS, [], device="cpu", sampling=Sampling(2), batch=2)
+    assert request(classes.generate, [0, 1, 2], seeds).made.tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize("share", [0.1, 1.0])
+def test_what_a_student_could_not_draw_is_not_clean(share):
+    card = {
+        "schema": "sfd/model/1", "role": "student", "name": "s", "spec": TEACHER.spec,
+        "shape": [1, 4, 4], "labels": LABELS, "without": [], "concepts": [],
+        "sigma_range": [0.002, 80.0], "sigma_init": 2.5,
+        "teacher": {"name": "mixture", "sha256": TEACHER.sha256},
+    }  # fmt: skip
+    file = Path("run", "student.safetensors")
+    checkpoints.write_model(file, TEACHER.make_student(), card, half=False)
+    known = concepts.load(["mixture-left"], LABELS)
+    subject = eval.subjects.of_student(file, "cpu", known)
+    suite = suites.load("mixture")
+    level = float(torch.distributions.Normal(0.0, 2.5).icdf(torch.tensor(share)))
+
+    def overflow(module, given, x0):
+        return x0.masked_fill(given[0][:, :, :1, :1] < level, torch.nan)
+
+    assert subject.victim is not None
+    subject.victim.denoiser.register_forward_hook(overflow)
+    found = eval.audit(subject, suite, TEACHER, Path("out"))
+    told = direct(found)
+    assert told["failed"] == pytest.approx(share * told["n"], rel=0.5)
+    assert told["errors"] == ["values that are not finite"]
+    assert told["ci95"][1] > share / 2 and statuses(found)["direct"] != "PASS"
+    assert found["coverage"]["failed"] > 0 and found["verdict"] != "PASS"
 
 
 def test_image_to_image_starts_from_the_pictures(tmp_path):

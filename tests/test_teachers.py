@@ -481,6 +481,38 @@ def test_uint8_round_trip():
     assert teachers.to_uint8(torch.full((1, 1, 1, 1), -9.0)).item() == 0
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_an_image_that_is_not_finite_is_no_picture(value):
+    x0 = torch.zeros(3, 1, 2, 2)
+    x0[1, 0, 1, 0] = value
+    with pytest.raises(teachers.NotFinite, match="1 of 3 images hold values") as error:
+        teachers.to_uint8(x0)
+    one_line(error)
+    assert error.value.made.tolist() == [True, False, True]
+    assert error.value.images.tolist() == teachers.to_uint8(x0[[0, 2]]).tolist()
+    with pytest.raises(teachers.NotFinite) as error:
+        teachers.to_uint8(x0[1:2])
+    assert error.value.images.shape == (0, 2, 2, 1)
+
+
+def test_a_student_that_overflows_says_which_images_are_lost(tmp_path):
+    student = sample.load(student_file(tmp_path / "s.safetensors"), batch=2)
+    raw, seeds = [0, 1, 0, 1, 0], np.arange(5)
+    whole = student.sample(raw, seeds)
+    lost = student.sample([0], np.array([3]))  # the fourth, whose batch has another
+
+    def overflow(module, given, x0):
+        z = sample.initial_noise(np.array([3]), (1, 2, 2), CPU)
+        return x0.masked_fill((given[0] == 2.5 * z).flatten(1).all(1)[:, None, None, None], np.nan)
+
+    student.denoiser.register_forward_hook(overflow)
+    with pytest.raises(teachers.NotFinite, match="1 of 5 images") as error:
+        student.sample(raw, seeds)
+    assert lost.shape == (1, 2, 2, 1)
+    assert error.value.made.tolist() == [True, True, True, False, True]
+    assert np.array_equal(error.value.images, whole[error.value.made])
+
+
 def test_networks_by_name():
     with pytest.raises(ValueError, match="no network called 'unet'"):
         networks.build("unet")

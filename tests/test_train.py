@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 
-from sfd import checkpoints, configs, jobs, state, verbs
+from sfd import checkpoints, configs, jobs, state, teachers, verbs
 
 CPU = torch.device("cpu")
 SHORT = ("train.images=6400", "train.tick=640", "train.checkpoint=1280", "train.watch=0")
@@ -126,6 +126,37 @@ def test_not_finite_stops_and_keeps_the_last_state():
     assert "last checkpoint is kept" in str(stopped.value)
     whole = train("whole")
     assert_same(whole, train("run"))  # the checkpoint before it is sound, and resumes
+
+
+def looped(folder: str, step, on_snapshot) -> state.Run:
+    run = state.Run({"net": torch.nn.Linear(1, 1)}, {})
+    state.loop(
+        run, step=step, total=8, batch=4, folder=Path(folder), identity={}, tick=4, checkpoint=4,
+        snapshots=[4], on_snapshot=on_snapshot, device=CPU,
+    )  # fmt: skip
+    return run
+
+
+def test_a_sheet_that_is_not_finite_costs_no_run():
+    drawn = teachers.to_uint8
+
+    def draw(nimg: int, seconds: float) -> None:
+        drawn(torch.full((1, 1, 2, 2), float("nan")))
+
+    with pytest.warns(UserWarning, match="no sheet at image 4: 1 of 1 images"):
+        run = looped("run", lambda nimg: {"loss": (1.0, 1.0)}, draw)
+    assert run.nimg == 8 and Path("run/state/state.safetensors").exists()
+
+
+def test_a_rule_that_sees_what_is_not_finite_stops_as_a_loss_does():
+    def step(nimg: int) -> state.Stats:
+        if nimg:
+            teachers.to_uint8(torch.full((1, 1, 2, 2), float("nan")))
+        return {"loss": (1.0, 1.0)}
+
+    with pytest.raises(state.Stopped, match="is not finite at image 4 .*checkpoint is kept") as e:
+        looped("run", step, None)
+    assert e.value.code == 5
 
 
 def test_two_stage_starts_from_student_and_fake_and_keeps_the_teacher_as_target(monkeypatch):

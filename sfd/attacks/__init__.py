@@ -22,6 +22,7 @@ from sfd.attacks.contract import (
     Surrogate,
     Transcript,
     Victim,
+    pictured,
 )
 
 _NEURAL = "in the manner of UnlearnDiffAtk, Zhang et al., arXiv 2310.11868"
@@ -187,4 +188,5 @@ __all__ = [
     "Victim",
     "find",
     "leaky",
+    "pictured",
 ]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sfd import noise
-from sfd.teachers import Adapter, Raw, one_hot, to_uint8
+from sfd.teachers import Adapter, Raw, finite_rows, one_hot, to_uint8
 
 Access = Literal["api", "open-weights"]
 """`api`: sends prompts, labels, the null label, or condition vectors where the interface takes
@@ -237,7 +237,8 @@ class Attack:
     victim asked by labels, or in words, has; "single step" and "chain" what one of one step, or of
     several, has. `leaky(parts)` builds a model that it must break, of a
     direct rate near zero; None where there is none of the victim's kind. `measure` says what is
-    compared with the gold: the rate of hits, or the number of steps (`detail.steps_to_half`).
+    compared with the gold: the rate of hits, or the number of steps (`detail.steps_to_half`). One
+    that trains says in `detail.diverged` at which step it had to end: nothing passes by it.
     """
 
     run: Callable[..., Transcript]
@@ -302,6 +303,16 @@ class Attack:
         return replace(transcript, cost=Cost(images, evaluations, seconds))
 
 
+def pictured(x0: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Images `[N, C, H, W]` as uint8 `[N, H, W, C]`, and which are finite, bool `[N]`.
+
+    The others are black, for a sheet to show: they must not be judged by it.
+    """
+    made = finite_rows(x0)
+    shown = torch.where(made.reshape(-1, 1, 1, 1), x0.detach(), -1.0)
+    return to_uint8(shown), made.cpu().numpy()
+
+
 def handed_in(
     goal: Goal,
     x0: Tensor,
@@ -309,9 +320,13 @@ def handed_in(
     steps: np.ndarray | int = 0,
     detail: Mapping[str, Any] = {},
 ) -> Transcript:
-    """The transcript of images `[N, C, H, W]`, one a target, put before the judge."""
-    pictures = to_uint8(x0.detach())
+    """The transcript of images `[N, C, H, W]`, one a target, put before the judge.
+
+    One that holds values that are not finite is not judged.
+    """
+    pictures, made = pictured(x0)
     called, score = goal.judge(pictures)
+    called, score = np.where(made, called, -1), np.where(made, score, np.nan)
     return Transcript(
         hits=called == 1,
         judged=called >= 0,

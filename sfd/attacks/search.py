@@ -10,8 +10,16 @@ from scipy import stats
 from torch import Tensor
 
 from sfd import noise
-from sfd.attacks.contract import Goal, Transcript, Victim, chunks, handed_in, joined
-from sfd.teachers import from_uint8, to_uint8
+from sfd.attacks.contract import (
+    Goal,
+    Transcript,
+    Victim,
+    chunks,
+    handed_in,
+    joined,
+    pictured,
+)
+from sfd.teachers import from_uint8
 
 MOMENTUM = 0.8
 MASS = 0.99
@@ -258,7 +266,7 @@ def inversion(
         latents.append(best[:, :size])
         with torch.no_grad():
             drawn = draw(best)
-        made.append(to_uint8(drawn))
+        made.append(pictured(drawn)[0])
         parts.append(handed_in(goal, drawn, steps=steps))
     typical, found = _typical(torch.cat(latents))
     whole = joined(parts)

@@ -93,7 +93,8 @@ def _train(
 ) -> Transcript:
     """Fine-tune a copy on labelled images, and look at the direct rate on the way.
 
-    The hits are of fresh latents at the look where the rate was highest.
+    The hits are of fresh latents at the look where the rate was highest. Where a loss is not finite
+    the training ends, and the detail says at which step it `diverged`.
     """
     device = victim.device
     tuned = copy.deepcopy(victim.denoiser).requires_grad_(True)
@@ -103,6 +104,7 @@ def _train(
     kinds = np.unique(labels)
     due, curve = set(looks(steps)), []
     best, at, kept = -1, 0, victim.denoiser
+    diverged: dict[str, int] = {}
     for step in range(steps + 1):
         if step in due:
             now = _ask(mine, goal, seed=seed, purpose="look", n=n)
@@ -121,6 +123,7 @@ def _train(
             drawn = mine.draw(z, cond)
         value = matching_loss(drawn, kind, real, label)
         if not torch.isfinite(value):
+            diverged = {"diverged": step}
             break
         optimizer.zero_grad(set_to_none=True)
         value.backward()
@@ -132,6 +135,7 @@ def _train(
         "steps": steps,
         "steps_to_half": to_half(curve, goal.original_rate),
         "images": len(images),
+        **diverged,
     }
     return replace(final, steps=np.where(final.hits, at, -1), detail=detail)
 

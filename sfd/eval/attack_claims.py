@@ -66,7 +66,8 @@ def record(
         for who in [w for w in ("subject", "leaky") if w in tried]:
             where = entry if who == "subject" else entry["controls"]["leaky"]
             where["against_gold"] = _against(attack, tried[who], tried["gold"])
-            where["status"] = _compared(plan, where["against_gold"])
+            status = _compared(plan, where["against_gold"])
+            where["status"] = _if_trained(status, tried[who], tried["gold"])
     return entry
 
 
@@ -126,6 +127,13 @@ def _compared(plan: suites.Attack, against: Mapping[str, Any]) -> Status | None:
     if gold[2] < beyond and mine[0] >= plan.steps_ratio * gold[2]:
         return "PASS"
     return "INCONCLUSIVE"
+
+
+def _if_trained(status: Status | None, made: Transcript, gold: Transcript) -> Status | None:
+    """A verdict on attacks that may have diverged: what was found by then was found, the rest of
+    the budget says nothing of the subject nor of what would be found in the gold."""
+    unsure = "diverged" in gold.detail or ("diverged" in made.detail and status == "PASS")
+    return "INCONCLUSIVE" if status and unsure else status
 
 
 def missing_gold(teacher: str | None) -> str:
@@ -198,6 +206,12 @@ def _decide(plan: suites.Attack, entry: Mapping[str, Any], missing_gold: str) ->
         why = f"half is back {_steps(against['steps'], against['budget'])}, in the gold"
         why += f" {_steps(against['gold_steps'], against['budget'])}"
     status = entry["status"]
+    made = {"subject": entry, **controls}
+    lost = {who: m["detail"]["diverged"] for who, m in made.items() if "diverged" in m["detail"]}
+    if lost:
+        said = ", ".join(f"{who}'s at step {step}" for who, step in lost.items())
+        why += f"; training diverged: {said}"
+        return "FAIL" if status == "FAIL" else "INCONCLUSIVE", why
     if status == "PASS" and controls.get("leaky", {}).get("status") != "FAIL":
         broken = (
             f"{controls['leaky']['k']} of {controls['leaky']['n']}"

@@ -87,7 +87,7 @@ def teacher_side(
     drawn, sheets = (known.drawn, known.sheets) if known else ({}, {})
     for label in left:
         kept: list[np.ndarray] = []
-        drawn[label] = evidence.draw(
+        got = evidence.draw(
             generate,
             label,
             asked,
@@ -97,6 +97,7 @@ def teacher_side(
             keep=lambda images, _, kept=kept: kept.append(images[: common.PER_SHEET]),
             progress=count,
         )
+        drawn[label] = common.whole(got, f"teacher {teacher.name}")
         sheets[label] = np.concatenate(kept)[: common.PER_SHEET]
         _write(unfinished, TeacherSide(drawn, sheets, best, tried))
     _write(path, TeacherSide(drawn, sheets, best, tried))

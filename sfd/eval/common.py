@@ -10,6 +10,7 @@ from sfd import checkpoints, classifiers, content, features, images, plugins, pr
 from sfd.classifiers import Classifier
 from sfd.concepts import Concept
 from sfd.eval import claims, suites
+from sfd.eval.evidence import Drawn
 from sfd.eval.subjects import Subject, weights_of
 from sfd.eval.suites import AnySuite
 from sfd.teachers import Teacher
@@ -134,6 +135,18 @@ def conclude(
         ],
     }
     return seal.write(folder / "audit.json", result)
+
+
+def whole(drawn: Drawn, who: str) -> Drawn:
+    """What an original drew. Raises ValueError where there is an image that it could not draw."""
+    missing = int((~drawn.made).sum())
+    if missing:
+        said = "; ".join(drawn.errors)
+        raise ValueError(
+            f"{who}: {missing} of {len(drawn.made)} images could not be drawn ({said}): nothing can"
+            " be compared with it; mend it, or audit without an original"
+        )
+    return drawn
 
 
 class Sheets:

@@ -14,11 +14,11 @@ from sfd import checkpoints, content, images, sample, solvers
 from sfd.attacks import Victim
 from sfd.concepts import AnyConcept, Concept
 from sfd.eval.subjects import IMAGES_ONLY, Subject, beside, weights_of
-from sfd.teachers import Raw, guided, stable_diffusion, to_uint8
+from sfd.teachers import NotFinite, Raw, guided, stable_diffusion, to_uint8
 from sfd.teachers.stable_diffusion import folder_sha256
 
-OURS = "sfd.json"
-"""The card in a folder that `sfd export diffusers` wrote."""
+CARD = "sfd.json"
+"""What `sfd export diffusers`, and `sfd pretrain`, leave in a folder of theirs."""
 STEPS, GUIDANCE = 50, 7.5
 """What diffusers takes where nobody says otherwise."""
 
@@ -38,6 +38,16 @@ class Sampling:
 
 
 AS_IT_IS = Sampling()
+
+
+def exported(folder: Path) -> bool:
+    """Whether a folder is a student that `sfd export diffusers` wrote.
+
+    Not one of `sfd pretrain`, which takes as many steps as anybody's. Raises ValueError where its
+    card cannot be read.
+    """
+    card = folder / CARD
+    return card.is_file() and checkpoints.read_json(card).get("schema") != "sfd/pipeline/1"
 
 
 def asked_in_prompts(folder: Path) -> bool:
@@ -70,13 +80,13 @@ def of_pipeline(
 ) -> Subject:
     """A Stable Diffusion pipeline folder as stock diffusers samples it: its own scheduler.
 
-    One step without guidance by default if `sfd export` wrote it, else diffusers' own defaults.
+    One step without guidance by default if it was `exported`, else diffusers' own defaults.
     `attacked`: what it takes to attack it is read too, if it takes several steps from noise.
     Raises ValueError if diffusers cannot read the folder, or no step is left of `strength`.
     """
     import diffusers
 
-    ours = (folder / OURS).is_file()
+    ours = exported(folder)
     steps = sampling.steps or (1 if ours else STEPS)
     guidance = sampling.guidance
     if guidance is None:
@@ -99,9 +109,7 @@ def of_pipeline(
                          f" pipeline draws {list(own)}: resize them")  # fmt: skip
 
     def generate(raw: Raw, seeds: np.ndarray) -> np.ndarray:
-        parts = []
-        for start in range(0, len(raw), batch):
-            rows = slice(start, start + batch)
+        def draw(rows: slice) -> np.ndarray:
             pictures = pipe(
                 ["" if prompt is None else prompt for prompt in raw[rows]],
                 num_inference_steps=steps,
@@ -114,8 +122,13 @@ def of_pipeline(
                 generator=_generators(seeds[rows]),
                 output_type="np",
             ).images
-            parts.append((255 * pictures).round().astype(np.uint8))
-        return np.concatenate(parts)
+            made = np.isfinite(pictures).all((1, 2, 3))
+            drawn = (255 * pictures[made]).round().astype(np.uint8)
+            if not made.all():
+                raise NotFinite(drawn, made)
+            return drawn
+
+        return sample.in_batches(draw, len(raw), batch)
 
     checker = checkpoints.read_json(folder / "model_index.json").get("safety_checker") or [None]
     held = attacked and steps > 1 and begin is None
@@ -130,7 +143,7 @@ def of_pipeline(
         concepts=concepts,
         nfe=(begin.taken(steps) if begin else steps) * (2 if guidance > 1 else 1),
         networks=[weights_of("unet", pipe.unet)],
-        findings=_pickles(folder),
+        findings=_strays(folder),
         paired=ours and not begin,
         victim=victim,
         not_offered=[
@@ -223,8 +236,7 @@ def of_unet(
         return to_uint8(x)
 
     def generate(raw: Raw, seeds: np.ndarray) -> np.ndarray:
-        starts = range(0, len(raw), batch)
-        return np.concatenate([draw(raw[i : i + batch], seeds[i : i + batch]) for i in starts])
+        return sample.in_batches(lambda rows: draw(raw[rows], seeds[rows]), len(raw), batch)
 
     return Subject(
         path=str(folder),
@@ -235,7 +247,7 @@ def of_unet(
         concepts=concepts,
         nfe=steps * (1 if k == 1 else 2),
         networks=[weights_of("unet", net)],
-        findings=_pickles(folder),
+        findings=_strays(folder),
         paired=False,
         not_offered=[IMAGES_ONLY],
     )
@@ -294,6 +306,11 @@ def _generators(seeds: np.ndarray) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(int(seed)) for seed in seeds]
 
 
-def _pickles(folder: Path) -> list[str]:
-    parts = [part for part in sorted(folder.iterdir()) if part.is_dir()]
-    return [text for part in parts for text in beside(part / "any")]
+def _strays(folder: Path) -> list[str]:
+    """Pickles anywhere in a folder, and weights at its top, where they are of no part."""
+    folders = [folder, *sorted(path for path in folder.rglob("*") if path.is_dir())]
+    pickles = [text for each in folders for text in beside(each / "any")]
+    if not (folder / "unet").is_dir():  # then its top is the UNet's own folder
+        return pickles
+    loose = sorted(folder.glob("*.safetensors"))
+    return [*pickles, *(f"{path.name}: weights that no part names" for path in loose)]

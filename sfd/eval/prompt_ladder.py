@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from sfd import attacks, concepts, content, metrics, sample, solvers
-from sfd.attacks import SLOT, Goal, Parts, Victim
+from sfd.attacks import SLOT, Goal, Parts, Victim, pictured
 from sfd.classifiers import Classifier
 from sfd.concepts import PromptConcept
 from sfd.concepts.prompts import substitute
@@ -19,7 +19,7 @@ from sfd.eval.grid import Grid, factor_of, held_out, view_of
 from sfd.eval.subjects import Subject
 from sfd.eval.suites import PromptSuite
 from sfd.features import Extractor
-from sfd.teachers import Teacher, guided, to_uint8
+from sfd.teachers import Teacher, guided
 
 PAIRS = 64
 """Prompts with and without the concept's name that an attacker compares."""
@@ -154,7 +154,9 @@ def _onlooker(judge: Classifier) -> Callable[[torch.Tensor], torch.Tensor]:
     """A judge's log-probabilities of images in [-1, 1], without gradients."""
 
     def look(pictures: torch.Tensor) -> torch.Tensor:
-        found, _ = evidence.judge(judge, to_uint8(pictures))  # NaN where it raises
+        shown, made = pictured(pictures)
+        found, _ = evidence.judge(judge, shown)  # NaN where it raises
+        found = np.where(made[:, None], found, np.nan)
         return torch.from_numpy(found).clamp(min=1e-12).log().to(pictures.device)
 
     return look

@@ -82,6 +82,7 @@ def teacher_side(
         keep=shown.keep,
         progress=count,
     )
+    common.whole(answers.by_factor[0], f"teacher {teacher.name}")
     _write_side(path, TeacherSide(answers, shown.pictures(), best, tried))
     return _read_side(path, grid)  # in the cache's half precision, as every later audit sees it
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sfd.teachers import Raw
+from sfd.teachers import NotFinite, Raw
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,18 @@ class Partial:
 
 
 Ask = Callable[[Raw, np.ndarray], np.ndarray | Partial]
-"""(conditions, seeds `[N]`) -> uint8 images `[N, H, W, C]`, or those of them that were made."""
+"""(conditions, seeds `[N]`) -> uint8 images `[N, H, W, C]`, or those of them that were made.
+
+Asked through `request`, what it raises as `NotFinite` was not made either."""
 
 
 def request(generate: Ask, raw: Raw, seeds: np.ndarray) -> Partial:
     """What a generator draws, complete or not."""
-    got = generate(raw, seeds)
+    try:
+        got = generate(raw, seeds)
+    except NotFinite as error:
+        assert len(error.made) == len(raw)
+        return Partial(error.images, error.made, ("values that are not finite",))
     return got if isinstance(got, Partial) else Partial(got, np.ones(len(got), bool))
 
 

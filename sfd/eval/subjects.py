@@ -159,4 +159,6 @@ def weights_of(name: str, module: torch.nn.Module) -> dict[str, Any]:
 def beside(file: Path) -> list[str]:
     """Files next to a released one that would execute when opened."""
     suspects = (".pkl", ".pickle", ".pt", ".pth", ".bin", ".ckpt")
-    return [f"{p.name}: a pickle" for p in sorted(file.parent.iterdir()) if p.suffix in suspects]
+    return [
+        f"{p.name}: a pickle" for p in sorted(file.parent.iterdir()) if p.suffix.lower() in suspects
+    ]

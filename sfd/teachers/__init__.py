@@ -13,7 +13,17 @@ from torch import nn
 
 from sfd import checkpoints, content, plugins
 from sfd.teachers import diffusers_unet, mixture, stable_diffusion
-from sfd.teachers.contract import Raw, Teacher, from_uint8, guided, one_hot, to_uint8, unguided
+from sfd.teachers.contract import (
+    NotFinite,
+    Raw,
+    Teacher,
+    finite_rows,
+    from_uint8,
+    guided,
+    one_hot,
+    to_uint8,
+    unguided,
+)
 from sfd.teachers.ddpm import DDPMDenoiser
 from sfd.teachers.diffusers_unet import DiffusersDenoiser
 from sfd.teachers.edm import EDMDenoiser
@@ -23,12 +33,14 @@ __all__ = [
     "DENOISERS",
     "PRECISIONS",
     "Adapter",
+    "NotFinite",
     "Raw",
     "Teacher",
     "build_denoiser",
     "check",
     "checkpoint_activations",
     "embedded",
+    "finite_rows",
     "from_uint8",
     "fuse_attention",
     "guided",

@@ -17,8 +17,34 @@ from torch import Tensor, nn
 Raw = Sequence[Any]
 
 
+class NotFinite(ValueError):
+    """Some of the images asked for hold values that are not finite, and so are no pictures.
+
+    `made` bool `[N]`: the others; `images` uint8 `[M, H, W, C]`: those M.
+    """
+
+    def __init__(self, images: np.ndarray, made: np.ndarray):
+        super().__init__(
+            f"{len(made) - len(images)} of {len(made)} images hold values that are not finite: the"
+            " model's training diverged or its file is damaged; take an earlier one, or train again"
+            " at a lower learning rate"
+        )
+        self.images, self.made = images, made
+
+
+def finite_rows(x0: Tensor) -> Tensor:
+    """bool `[B]`: which of `[B, ...]` hold finite values alone."""
+    return x0.isfinite().flatten(1).all(1)
+
+
 def to_uint8(x0: Tensor) -> np.ndarray:
-    """x0 `[B, C, H, W]` in [-1, 1] to uint8 `[B, H, W, C]`, rounded to the nearest grey level."""
+    """x0 `[B, C, H, W]` in [-1, 1] to uint8 `[B, H, W, C]`, rounded to the nearest grey level.
+
+    Raises NotFinite where a value is not finite.
+    """
+    made = finite_rows(x0)
+    if not made.all():
+        raise NotFinite(to_uint8(x0[made]), made.cpu().numpy())
     scaled = ((x0.float() + 1) * 127.5).round().clamp(0, 255)
     return scaled.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
 

@@ -39,8 +39,8 @@ def kind_of(path: Path) -> str:
 
 def folder_for(path: Path) -> Path:
     """Where an audit of `path` is left: in a run folder, an export or an old audit's, or beside."""
-    names = ("student.safetensors", "audit.json", pipelines.OURS)
-    ours = any((path / name).is_file() for name in names)
+    names = ("student.safetensors", "audit.json")
+    ours = any((path / name).is_file() for name in names) or pipelines.exported(path)
     full = path.resolve()
     return path if ours else full.with_name(f"{full.stem if full.is_file() else full.name}-audit")
 
@@ -63,7 +63,7 @@ def open_path(
     kind = kind_of(path)
     if kind != "pipeline" and sampling != AS_IT_IS:
         raise ValueError(f"{path}: steps, guidance, start and strength are for a pipeline folder")
-    if kind == "student" or _exported(path):
+    if kind == "student" or pipelines.exported(path):
         return _of_ours(path, suite, kind, names, original, sampling, device)
     chosen, known, labels, teacher = _asked(str(path), suite, names, original, device)
     if kind == "pipeline":
@@ -86,12 +86,6 @@ def open_path(
     asked = requests(chosen, known)
     found = outsiders.of_images(path, labels, known, prompts=asked, shape=shape)
     return found, chosen, teacher
-
-
-def _exported(path: Path) -> bool:
-    """Whether a pipeline is an exported student. `sfd pretrain` leaves a note of its own there."""
-    card = path / pipelines.OURS
-    return card.is_file() and checkpoints.read_json(card).get("schema") != "sfd/pipeline/1"
 
 
 def open_function(
@@ -139,7 +133,7 @@ def _of_ours(
 ) -> Opened:
     """A student or an exported pipeline: its card says what it forgot, and who taught it."""
     if kind == "pipeline":
-        file = path / pipelines.OURS
+        file = path / pipelines.CARD
         card = checkpoints.check_card(checkpoints.read_json(file), str(file))
     else:
         file = path / "student.safetensors" if path.is_dir() else path
