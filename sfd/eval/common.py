@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from sfd import checkpoints, classifiers, content, features, images, plugins, provenance, seal
+from sfd import classifiers, content, features, images, plugins, provenance, seal
 from sfd.classifiers import Classifier
 from sfd.concepts import Concept
 from sfd.eval import claims, suites
@@ -209,12 +209,12 @@ def _seen(folder: Path, subject: Subject, plan: str) -> dict[str, Any]:
     """The review in a folder's audit, if that was of the same subject, drawn from in the same way,
     by the same plan."""
     try:
-        old = seal.read(folder / "audit.json")
-        drawn = [old["subject"]["sha256"], old["subject"]["format"], old["suite"]["plan_sha256"]]
-        same = drawn == [subject.sha256, subject.format, plan]
-        return old["evidence"].get("review", {}) if same else {}
-    except (OSError, ValueError, KeyError, TypeError):  # none, or none that can be read
+        old = seal.checked(folder)
+    except ValueError:  # none, or none to be believed
         return {}
+    drawn = [old["subject"]["sha256"], old["subject"]["format"], old["suite"]["plan_sha256"]]
+    same = drawn == [subject.sha256, subject.format, plan]
+    return old["evidence"].get("review", {}) if same else {}
 
 
 def _earlier(folder: Path, sha256: str) -> list[dict[str, Any]]:
@@ -223,17 +223,17 @@ def _earlier(folder: Path, sha256: str) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     try:
-        old = checkpoints.read_json(path)
+        old = seal.checked(path)
     except ValueError:
         return [{"path": str(path), "verdict": "unreadable"}]
-    listed = list(old.get("earlier_audits", []))
-    if old.get("subject", {}).get("sha256") == sha256:
+    listed = list(old["earlier_audits"])
+    if old["subject"]["sha256"] == sha256:
         listed.append(
             {
                 "suite": old["suite"]["name"],
                 "plan_sha256": old["suite"]["plan_sha256"],
                 "verdict": old["verdict"],
-                "at": old.get("provenance", {}).get("at"),
+                "at": old["provenance"].get("at"),
             }
         )
     return listed
