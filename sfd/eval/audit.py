@@ -197,9 +197,6 @@ def audit(
             }
             for c in concepts
         ],
-        detectors=[
-            common.detector(j, role) for j, role in zip(judges, ("judge", "second"), strict=True)
-        ],
         seconds=time.perf_counter() - started,
         device=device,
         controls=controls,

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from sfd import classifiers, content, features, images, plugins, provenance, seal
-from sfd.classifiers import Classifier
+from sfd.classifiers import Card, Classifier
 from sfd.concepts import Concept
 from sfd.eval import claims, suites
 from sfd.eval.subjects import Subject, weights_of
@@ -83,7 +83,6 @@ def conclude(
     planned: int,
     failed: int,
     concepts: Sequence[Mapping[str, Any]],
-    detectors: Sequence[Mapping[str, Any]],
     seconds: float,
     device: str,
     controls: Sequence[dict[str, Any]],
@@ -122,7 +121,7 @@ def conclude(
         "evidence": {**found, **({"review": seen} if seen else {})},
         "coverage": {"planned": planned, "completed": planned - failed, "failed": failed},
         "controls": list(controls),
-        "detectors": list(detectors),
+        "detectors": detectors(suite),
         "earlier_audits": _earlier(folder, subject.sha256),
         "cost": {"seconds": round(seconds, 1), "images": planned + attack_images, "device": device},
         "provenance": provenance.collect(device),
@@ -192,8 +191,20 @@ def hygiene(subject: Subject, teacher: Teacher | None) -> dict[str, Any]:
     return {"networks": list(subject.networks), "findings": findings, "compared": bool(teacher)}
 
 
-def detector(classifier: Classifier, role: str) -> dict[str, Any]:
-    card = classifier.card
+def detectors(suite: AnySuite) -> list[dict[str, Any]]:
+    """Who judges by a suite, and how good each was measured to be, as its card says."""
+    of_classes = not isinstance(suite, suites.PromptSuite)
+    pairs = (
+        {"": suite} if of_classes else {f"{name}, ": pair for name, pair in suite.factors.items()}
+    )
+    return [
+        _detector(classifiers.read_card(name), f"{factor}{role}")
+        for factor, pair in pairs.items()
+        for name, role in ((pair.judge, "judge"), (pair.second, "second"))
+    ]
+
+
+def _detector(card: Card, role: str) -> dict[str, Any]:
     block = card.calibration.model_dump(mode="json") if card.calibration else {}
     return {
         "name": card.name,

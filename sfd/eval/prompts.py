@@ -216,11 +216,6 @@ def audit(
              "override": {c.instead or "other": 1.0}, "holdout": len(c.holdout)}
             for c, v in zip(forgotten, views, strict=True)
         ],
-        detectors=[
-            common.detector(judge, f"{factor}, {role}")
-            for factor, pair in zip(grid.factors, grid.judges, strict=True)
-            for judge, role in zip(pair, ("judge", "second"), strict=True)
-        ],
         seconds=time.perf_counter() - started,
         device=device,
         controls=controls,
