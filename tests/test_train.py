@@ -14,6 +14,7 @@ import torch
 import yaml
 
 from sfd import checkpoints, configs, jobs, state, verbs
+from sfd.report.charts import charts
 
 CPU = torch.device("cpu")
 SHORT = ("train.images=6400", "train.tick=640", "train.checkpoint=1280", "train.watch=0")
@@ -50,6 +51,16 @@ def assert_near(a, b, atol):
 
 def stats(folder):
     return [json.loads(line) for line in (Path(folder) / "stats.jsonl").read_text().splitlines()]
+
+
+def test_a_look_with_too_few_images_for_a_fid_has_none():
+    train("few", "train.watch=4", "train.images=1280")
+    curves = [json.loads(line) for line in Path("few/curves.jsonl").read_text().splitlines()]
+    assert [row["fid"] for row in curves] == [None] * len(curves) != []
+    assert all(row["agreement"] is not None for row in curves)
+    drawn = [chart["title"] for chart in charts(stats("few"), curves)]
+    assert any("agreement" in title for title in drawn)
+    assert not any(title.startswith("Fr\u00e9chet") for title in drawn)
 
 
 def test_same_seed_same_weights_other_seed_others():
