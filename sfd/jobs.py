@@ -455,7 +455,7 @@ def audit_subject(
         teachers.set_precision(teacher.denoiser, "fp32")
     return audit(
         subject, suite, teacher, folder, device=str(device), controls=controls,
-        gold=rivals.gold_of(subject, teacher, gold, device),
+        gold=rivals.gold_of(subject, teacher, gold, device), gold_named=gold is not None,
         plain=rivals.plain_of(subject, teacher, plain, device),
         review=review, clip=clip, progress=progress,
     )  # fmt: skip
