@@ -317,7 +317,8 @@ def _card(job: Job) -> dict[str, Any]:
 def _claim_folder(job: Job, folder: Path, force: bool) -> None:
     """Make the folder this recipe's. Raises ValueError if it is another's, or cannot be written.
 
-    A folder in which nothing was trained yet is nobody's.
+    A folder in which nothing was trained yet is nobody's. What does not shape the weights, as the
+    suite, may be new: it is stored, and later audits go by it.
     """
     stored, student = folder / "recipe.yaml", folder / "student.safetensors"
     another = ValueError(
@@ -330,10 +331,8 @@ def _claim_folder(job: Job, folder: Path, force: bool) -> None:
         if checkpoints.read_card(meta, str(student)).get("recipe_sha256") != job.sha256:
             raise another
     trained = student.is_file() or (folder / "state").exists()
-    if stored.exists() and trained:
-        if configs.sha256(configs.load(str(stored))) != job.sha256:
-            raise another
-        return
+    if stored.exists() and trained and configs.sha256(configs.load(str(stored))) != job.sha256:
+        raise another
     if state.world()[0] == 0:
         text = content.dump_yaml(configs.plain(job.recipe))
         content.write_atomic(stored, text)
