@@ -28,7 +28,7 @@ def compare(paths: Sequence[Path]) -> dict[str, Any]:
     if len(paths) < 2:
         raise ValueError("name at least two audits to compare")
     files = [seal.file_of(path) for path in paths]
-    audits = dict(zip(_names(files), map(_read, files), strict=True))
+    audits = dict(zip(_names(files), map(seal.checked, files), strict=True))
     _check(audits)
     rows = [
         _row(name, audit, file) for (name, audit), file in zip(audits.items(), files, strict=True)
@@ -53,15 +53,6 @@ def _names(files: Sequence[Path]) -> list[str]:
     if twice:
         raise ValueError(f"{twice}: is named twice")
     return names
-
-
-def _read(file: Path) -> dict[str, Any]:
-    audit = seal.read(file)
-    seal.check_old(audit, str(file))
-    lacking = [key for key in ("suite", "subject", "evidence") if key not in audit]
-    if lacking:
-        raise ValueError(f"{file}: has no {', '.join(lacking)}")
-    return audit
 
 
 # --- like with like ------------------------------------------------------------------------------
@@ -117,7 +108,6 @@ def _row(name: str, audit: Json, file: Path) -> Row:
     keys = ("fid", "fid_ci95", "kid", "kid_stderr", "fid_ratio", "fid_ratio_ci95", "excess_ratio",
             "precision", "recall")  # fmt: skip
     direct = ("label_name", "k", "n", "failed", "rate", "ci95", "corrected_rate", "corrected_ci95")
-    family, seed = _family(subject, file)
     return {
         "name": name,
         "file": str(file),
@@ -125,8 +115,8 @@ def _row(name: str, audit: Json, file: Path) -> Row:
         "format": subject.get("format"),
         "teacher": (subject.get("teacher") or {}).get("name"),
         "verdict": audit.get("verdict"),
-        "family_sha256": family,
-        "seed": seed,
+        "family_sha256": subject.get("family_sha256"),
+        "seed": subject.get("seed"),
         "direct": {
             concept: {key: found.get(key) for key in direct}
             for concept, found in (evidence.get("direct") or {}).items()
@@ -137,21 +127,6 @@ def _row(name: str, audit: Json, file: Path) -> Row:
         "attack": _hardest(evidence.get("attacks") or []),
         "not_tested": list(audit.get("not_tested") or []),
     }
-
-
-def _family(subject: Json, file: Path) -> tuple[str | None, int | None]:
-    """Hash of the recipe but for its seed, and the seed; of an older audit, by the run's recipe."""
-    if subject.get("family_sha256"):
-        return subject["family_sha256"], subject.get("seed")
-    stored = file.parent / "recipe.yaml"
-    if not (stored.is_file() and subject.get("recipe_sha256")):
-        return None, None
-    from sfd import configs
-
-    recipe = configs.load(str(stored))
-    if configs.sha256(recipe) != subject["recipe_sha256"]:
-        return None, None
-    return configs.family_sha256(recipe), recipe.train.seed
 
 
 def _worst(rows: Json) -> Row | None:

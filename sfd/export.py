@@ -19,7 +19,8 @@ def diffusers(run: Path, out: Path) -> Path:
     latents=z)`, z standard normal: the scheduler is an Euler one whose chain ends at the student's
     time, so its only step is the student's. Text encoder, tokenizer and VAE are the teacher's. The
     model card carries the run's audit. Raises ValueError where the student is not of prompts, the
-    teacher's folder is gone, or `out` holds something else.
+    teacher's folder is gone, `out` holds something else, or the audit is another student's or was
+    changed.
     """
     from diffusers import EulerDiscreteScheduler  # pyright: ignore[reportPrivateImportUsage]
 
@@ -28,6 +29,13 @@ def diffusers(run: Path, out: Path) -> Path:
         raise ValueError(f"{run}: is asked in classes; only a text-to-image student is a pipeline")
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"{out}: is not empty; name a new folder")
+    audit = run / "audit.json" if run.is_dir() else run.parent / "audit.json"
+    found = seal.checked(audit) if audit.is_file() else None
+    if found and found["subject"]["sha256"] != student.sha256:
+        raise ValueError(
+            f"{audit}: is of another model than {run}: `sfd audit {run}` judges this one, or move"
+            " the file away"
+        )
     teacher = stable_diffusion.folder_of(student.card["teacher"])
     denoiser: Any = student.denoiser
     t_init = start_time(student)
@@ -54,8 +62,6 @@ def diffusers(run: Path, out: Path) -> Path:
     kept |= {"scheduler": ["diffusers", "EulerDiscreteScheduler"]}
     content.write_json(part / "model_index.json", kept)
     content.write_json(part / "sfd.json", student.card)
-    audit = run / "audit.json" if run.is_dir() else run.parent / "audit.json"
-    found = seal.read(audit) if audit.is_file() else None
     for file in (audit, seal.signature_file(audit)):
         if file.is_file():
             shutil.copyfile(file, part / file.name)  # bytes: that is what was signed

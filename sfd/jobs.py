@@ -19,6 +19,7 @@ from sfd import (
     plugins,
     provenance,
     rivals,
+    seal,
     state,
     teachers,
     train,
@@ -26,10 +27,10 @@ from sfd import (
 from sfd.concepts import AnyConcept, Concept
 from sfd.configs import Recipe
 from sfd.eval import Subject, audit, suites
+from sfd.eval.common import detectors
 from sfd.eval.subjects import of_student
 from sfd.forgetting import Rule
 from sfd.objectives import Phase
-from sfd.seal import CODES
 from sfd.teachers import Teacher, lora
 from sfd.watch import Watch
 
@@ -316,7 +317,8 @@ def _card(job: Job) -> dict[str, Any]:
 def _claim_folder(job: Job, folder: Path, force: bool) -> None:
     """Make the folder this recipe's. Raises ValueError if it is another's, or cannot be written.
 
-    A folder in which nothing was trained yet is nobody's.
+    A folder in which nothing was trained yet is nobody's. What does not shape the weights, as the
+    suite, may be new: it is stored, and later audits go by it.
     """
     stored, student = folder / "recipe.yaml", folder / "student.safetensors"
     another = ValueError(
@@ -329,10 +331,8 @@ def _claim_folder(job: Job, folder: Path, force: bool) -> None:
         if checkpoints.read_card(meta, str(student)).get("recipe_sha256") != job.sha256:
             raise another
     trained = student.is_file() or (folder / "state").exists()
-    if stored.exists() and trained:
-        if configs.sha256(configs.load(str(stored))) != job.sha256:
-            raise another
-        return
+    if stored.exists() and trained and configs.sha256(configs.load(str(stored))) != job.sha256:
+        raise another
     if state.world()[0] == 0:
         text = content.dump_yaml(configs.plain(job.recipe))
         content.write_atomic(stored, text)
@@ -392,7 +392,6 @@ def run_job(
 
     What is finished is not done again.
     """
-    file = folder / "audit.json"
     train_job(job, folder, device=device, force=force, say=say, progress=progress)
     if state.world()[0]:
         return None
@@ -400,18 +399,36 @@ def run_job(
         say("no claims to judge: the recipe names no audit suite")
         return None
     subject = of_student(folder, str(device))
-    if file.is_file():
-        done = checkpoints.read_json(file)
-        same_suite = done["suite"]["sha256"] == suites.sha256(job.suite)
-        if done["subject"]["sha256"] == subject.sha256 and same_suite:
-            say(f"{folder}: finished already; --force starts over")
-            return done
+    if done := _judged(folder, subject, job.suite, job.teacher, say):
+        say(f"{folder}: finished already; `sfd audit {folder}` judges again, --force starts over")
+        return done
     return audit_subject(subject, job.suite, job.teacher, folder, device=device, progress=progress)
+
+
+def _judged(
+    folder: Path, subject: Subject, suite: suites.AnySuite, teacher: Teacher, say: Say
+) -> dict[str, Any] | None:
+    """The audit in a folder, if it has asked all that another would ask now, and by the same."""
+    if not (folder / "audit.json").is_file():
+        return None
+    try:
+        done = seal.checked(folder)
+    except ValueError as error:
+        say(f"{error}: judging again")
+        return None
+    was, quality = done["subject"], done["evidence"].get("quality", {})
+    told = [was["sha256"], (was["teacher"] or {}).get("sha256"), done["suite"]["sha256"]]
+    told += [quality.get("reference_sha256"), done["detectors"]]
+    told += [each["name"] for each in was["concepts"]]
+    asked = [subject.sha256, teacher.sha256, suites.sha256(suite)]
+    asked += [suites.read_reference(suite.reference).sha256, detectors(suite)]
+    asked += [each.name for each in subject.concepts]
+    return done if told == asked else None
 
 
 def code_of(audit: Mapping[str, Any] | None) -> int:
     """The exit code of an audit: 0 every claim PASS, 3 a FAIL, 4 INCONCLUSIVE or nothing judged."""
-    return CODES[audit["verdict"] if audit else "INCONCLUSIVE"]
+    return seal.CODES[audit["verdict"] if audit else "INCONCLUSIVE"]
 
 
 def audit_subject(
@@ -437,7 +454,7 @@ def audit_subject(
         teachers.set_precision(teacher.denoiser, "fp32")
     return audit(
         subject, suite, teacher, folder, device=str(device), controls=controls,
-        gold=rivals.gold_of(subject, teacher, gold, device),
+        gold=rivals.gold_of(subject, teacher, gold, device), gold_named=gold is not None,
         plain=rivals.plain_of(subject, teacher, plain, device),
         review=review, clip=clip, progress=progress,
     )  # fmt: skip

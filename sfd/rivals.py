@@ -15,7 +15,8 @@ def gold_of(
 ) -> Subject | None:
     """The student at `path` that never knew the concepts, or the finished run `<teacher>-gold`.
 
-    None where there is none. Raises ValueError if `path` names one that does not fit.
+    None where there is none, or the one that nobody named does not fit. Raises ValueError if `path`
+    names one that does not. What it knows of prompts shows when it is asked: see `prompt_ladder`.
     """
     gold = _student(subject, teacher, path, "gold", device)
     if gold is None:
@@ -34,7 +35,8 @@ def plain_of(
 ) -> Subject | None:
     """The student at `path` that forgot nothing, or the finished run `<teacher>-plain`.
 
-    None where there is none. Raises ValueError if `path` names one that does not fit.
+    None where there is none, or the one that nobody named does not fit. Raises ValueError if `path`
+    names one that does not.
     """
     plain = _student(subject, teacher, path, "plain", device)
     if plain is None:
@@ -52,6 +54,7 @@ def plain_of(
 def _student(
     subject: Subject, teacher: Teacher | None, path: Path | None, kind: str, device: torch.device
 ) -> Subject | None:
+    named = path is not None
     if path is None:
         name = f"{teacher.name}-{kind}" if teacher else ""
         if name not in content.names("configs"):
@@ -61,6 +64,8 @@ def _student(
             return None
     student = of_student(path, str(device))
     if list(student.labels) != list(subject.labels):
+        if not named:
+            return None
         raise ValueError(
             f"{path}: the {kind} student's labels {student.labels} are not the subject's"
         )

@@ -101,12 +101,12 @@ def check(audit: Any, where: str) -> None:
     coherent(audit, where)
 
 
-def check_old(audit: Any, where: str) -> None:
-    """`check`; of an audit without a hash, which an earlier version wrote, its verdict alone."""
-    coherent_schema(audit, where)
-    if HASH in audit:
-        check(audit, where)
-    coherent(audit, where)
+def checked(path: Path) -> dict[str, Any]:
+    """An audit.json, or the one in a folder, that `check` accepts; raises ValueError as it does."""
+    file = file_of(path)
+    audit = read(file)
+    check(audit, str(file))
+    return audit
 
 
 def same_hash(audit: Mapping[str, Any], where: str) -> None:
@@ -170,7 +170,7 @@ def sign(path: Path, key: Path) -> Path:
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-    check(read(path), str(path))
+    checked(path)
     private = private_key(key, f"make one with `{NEW_KEY}`")
     if not isinstance(private, Ed25519PrivateKey):
         raise ValueError(f"{key}: is no Ed25519 key; make one with `{NEW_KEY}`")

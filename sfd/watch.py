@@ -41,7 +41,7 @@ class Watch:
     """`look` appends to `curves.jsonl` and writes sheets to `samples/` in a run's folder.
 
     It draws `n` images per concept and twice as many retained ones; only sheets if `n` is 0 or
-    there is no suite.
+    there is no suite. The line's `fid` is null where these are no more than the features are wide.
     """
 
     def __init__(
@@ -79,7 +79,9 @@ class Watch:
         wanted = _cycle(asked.kept, 2 * self.n)
         drawn = generate([raw for raw, _ in wanted], np.arange(len(wanted)))
         line["agreement"] = float(_right(drawn, [e for _, e in wanted]).mean())
-        line["fid"] = metrics.fid(asked.extract(drawn), asked.real)
+        found = asked.extract(drawn)
+        enough = min(len(found), len(asked.real)) > found.shape[1]
+        line["fid"] = metrics.fid(found, asked.real) if enough else None
         line["n"] = self.n
         log = self.folder / "curves.jsonl"
         old = log.read_text().splitlines() if log.exists() else []

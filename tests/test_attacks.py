@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import time
 from pathlib import Path
 
@@ -15,9 +16,11 @@ from sfd import (
     attacks,
     checkpoints,
     classifiers,
+    configs,
     content,
     features,
     images,
+    jobs,
     report,
     rivals,
     teachers,
@@ -28,6 +31,8 @@ from sfd.concepts import Concept
 from sfd.eval import Subject, audit, ladder, suites
 from sfd.eval.attack_claims import Skipped, _against, _compared, record
 from sfd.eval.attack_claims import claims as claims_of
+from sfd.teachers import stable_diffusion
+from sfd.verbs import audits
 
 CPU = torch.device("cpu")
 SHAPE, LABEL, OVERRIDE = (1, 4, 4), 0, 1
@@ -771,6 +776,34 @@ def test_a_gold_must_fit_and_be_needed():
     options = {"device": CPU, "progress": lambda *a: None, "attack_images": "teacher"}
     with pytest.raises(ValueError, match="suite mixture has no attacks: leave --attack-images"):
         verbs.audit_file(Path("taught"), "mixture", Path("out"), **options)
+
+
+def test_a_gold_of_words_is_found_though_its_teacher_is_another_folder(monkeypatch):
+    original = teachers.load(name="fashion-text", device=CPU)
+    folder = Path("runs/fashion-text-gold-teacher/fashion-text-gold")
+    job = jobs.prepare("r", configs.load("fashion-text-forget-sneaker"), CPU, original)
+    red = jobs.prepare("r", configs.load("fashion-text-forget-red"), CPU, original)
+    both = jobs.prepare("r", configs.load("fashion-text-forget-both"), CPU, original)
+    said, trained = [], []
+    monkeypatch.setattr(jobs, "train_job", lambda *given, **named: trained.append(given[1]))
+    options = {"device": CPU, "say": said.append, "progress": lambda *a: None}
+    assert audits._gold(job, **options) is None and "sfd pretrain fashion-text-gold-t" in said[0]
+    shutil.copytree(stable_diffusion.EMBEDDED / "fashion-text", folder)
+    assert audits._gold(job, **options) == Path("runs/fashion-text-gold")
+    assert len(trained) == 1
+    assert audits._gold(red, **options) is None, "it was taught red"
+    assert audits._gold(both, **options) is None and len(trained) == 1
+
+    recipe = configs.load("fashion-text-gold")
+    gold = jobs.prepare("fashion-text-gold", recipe, CPU)
+    file = Path("runs/fashion-text-gold/student.safetensors")
+    checkpoints.write_model(file, gold.teacher.make_student(), jobs._card(gold), half=True)
+    subject = Subject("s", "0" * 64, "control", lambda raw, seeds: np.zeros(0), (), job.concepts, 1)
+    found = rivals.gold_of(subject, original, None, CPU)
+    assert found is not None and found.victim is not None and found.victim.language is not None
+    assert found.generate(["a red bag"], np.array([0])).shape == (1, 32, 32, 3)
+    classes = dataclasses.replace(subject, labels=("a", "b"))
+    assert rivals.gold_of(classes, original, None, CPU) is None, "nobody named it"
 
 
 def test_an_attack_of_ones_own_must_return_a_transcript():

@@ -1,5 +1,6 @@
 """The command line in a subprocess: the whole job, and one clear line for each bad input."""
 
+import copy
 import json
 import os
 import subprocess
@@ -11,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 import sfd as package
-from sfd import checkpoints, cli, content, devices, verbs
+from sfd import checkpoints, cli, configs, content, devices, jobs, seal, verbs
 
 QUICK = ("train.images=6400", "train.checkpoint=3200", "train.watch=50")
 
@@ -212,6 +213,36 @@ def test_devices_that_there_are_not(name):
         with pytest.raises(ValueError, match="device"):
             act()
     assert "device" in refused_here("plan", "smoke", "--device", name)
+
+
+def test_only_an_audit_that_asked_the_same_is_returned_as_the_runs_own(monkeypatch):
+    words = ("train.images=640", "train.watch=0")
+    done = package.run("smoke", *words)
+    file = done.folder / "audit.json"
+    whole, said = file.read_bytes(), []
+    monkeypatch.setattr(jobs, "audit_subject", lambda *a, **k: "judged again")
+
+    def again():
+        job = jobs.prepare("smoke", configs.load("smoke", words), devices.device_of("cpu"))
+        return jobs.run_job(job, done.folder, device=devices.device_of("cpu"), force=False,
+                            say=said.append, progress=lambda *a: None)  # fmt: skip
+
+    assert again() == done.audit and "finished already" in said[-1]
+    for key, change in (
+        ("subject", lambda s: s["concepts"].pop()),  # as sfd audit --concepts leaves it
+        ("subject", lambda s: s.update(teacher=None)),
+        ("detectors", lambda d: d[0].update(threshold=0.7)),  # sfd calibrate since
+        ("evidence", lambda e: e["quality"].update(reference_sha256="0" * 64)),
+        ("suite", lambda s: s.update(sha256="0" * 64)),
+    ):
+        other = copy.deepcopy(done.audit)
+        change(other[key])
+        seal.write(file, other)
+        assert again() == "judged again", key
+    for text in (whole.replace(b'"verdict": "FAIL"', b'"verdict": "PASS"', 1), b"{}", b"{"):
+        assert text != whole
+        file.write_bytes(text)
+        assert again() == "judged again" and "audit.json: " in said[-1], text
 
 
 def test_recipes_that_start_from_each_other():

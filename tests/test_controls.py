@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sfd import configs, verbs
+from sfd import configs, content, verbs
 
 CPU = torch.device("cpu")
 
@@ -21,6 +21,16 @@ def quick_gold():
     assert "suite: digits}" in recipe.read_text()
     quick = recipe.read_text().replace("suite: digits}", "suite: digits-quick}")
     Path("configs/digits-forget-three.yaml").write_text(quick)
+
+
+def test_a_suite_without_the_claims_whose_answers_are_known_is_refused_at_once():
+    suite = content.read_yaml(content.find("eval/suites", "mixture"))
+    del suite["claims"]["validity"]
+    Path("own.yaml").write_text(content.dump_yaml(suite))
+    recipe = content.read_yaml(content.find("configs", "smoke"))
+    Path("mine.yaml").write_text(content.dump_yaml(recipe | {"audit": {"suite": "./own.yaml"}}))
+    with pytest.raises(ValueError, match="suite mixture does not claim validity"):
+        verbs.run_controls("./mine.yaml", None, device=CPU, say=print, progress=lambda *a: None)
 
 
 def test_original_and_hidden_fail_gold_passes_noise_is_not_valid(quick_gold):

@@ -18,6 +18,25 @@ def test_the_best_guidance_is_that_of_the_smallest_fid():
     assert tried["1.5"] < tried["1"] and tried["1.5"] < tried["2"]
 
 
+def test_a_guidance_is_chosen_from_enough_images_or_before_any():
+    teacher = teachers.load(name="mixture", device=torch.device("cpu"))
+    extract, real = features.load("pixels", "cpu"), RNG.random((500, 16))
+    counted = []
+
+    def chosen(n, real=real, **plan):
+        plan = suites.TeacherSampling(steps=2, **plan)
+        return guidance.chosen(teacher, plan, [0] * n, np.arange(n), extract=extract, real=real,
+                               count=counted.append)  # fmt: skip
+
+    assert chosen(3, guidance=[2.0]) == (2.0, {}) and not counted
+    for n, known in ((16, real), (600, real[:16])):
+        with pytest.raises(ValueError, match=r"takes over 16 images.*: raise teacher\.n"):
+            chosen(n, known, guidance=[1.0, 2.0])
+    assert not counted
+    _, tried = chosen(600, guidance=[1.0, 2.0])
+    assert list(tried) == ["1", "2"] and counted == [500, 100] * 2
+
+
 def test_a_guided_step_costs_two_evaluations():
     plain = guidance.described("teacher t", 18, 1.0, {})
     assert plain == {"what": "teacher t, Heun", "nfe": 35, "guidance": 1.0}

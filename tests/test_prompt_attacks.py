@@ -14,7 +14,7 @@ from test_attacks import GOLD as CLASSES
 from test_prompts import COLOURS, SHAPES, SPREAD, TEACHER, picture, place  # noqa: F401
 from torch import Tensor, nn
 
-from sfd import attacks, concepts, content, eval, report, solvers, teachers
+from sfd import attacks, concepts, content, eval, jobs, report, rivals, solvers, teachers
 from sfd.attacks import Goal, Parts, Victim, wording
 from sfd.concepts.prompts import substitute
 from sfd.eval import prompt_ladder, suites
@@ -400,7 +400,7 @@ def attacked(place, tmp_path):  # noqa: F811
     return data
 
 
-def test_the_ladder_in_an_audit_of_prompts(attacked, tmp_path):
+def test_the_ladder_in_an_audit_of_prompts(attacked, tmp_path, monkeypatch):
     suite = suites.load("./attacked.yaml")
     (concept,) = concepts.load_prompts(["./concept.yaml"])
     concept = dataclasses.replace(
@@ -433,9 +433,17 @@ def test_the_ladder_in_an_audit_of_prompts(attacked, tmp_path):
     claim = next(c for c in alone["claims"] if c["id"] == "attack:paraphrases<concept>")
     assert claim["status"] == "INCONCLUSIVE" and "--gold" in claim["why"]
     assert alone["evidence"]["attacks"][0]["controls"]["leaky"]["k"] > 40
+    knew, asked = subject_of(True, concept, "knew"), subject_of(False, concept)
+    silent = dataclasses.replace(asked, generate=None)  # refused before anything is drawn
     with pytest.raises(ValueError, match="so it is no gold to compare with"):
-        knew = subject_of(True, concept, "knew")
-        eval.audit(subject_of(False, concept), suite, TEACHER, Path("no"), gold=knew)
+        eval.audit(silent, suite, TEACHER, Path("no"), gold=knew)
+    monkeypatch.setattr(rivals, "gold_of", lambda *given: knew)
+    quiet = {"device": CPU, "progress": lambda *a: None}
+    with pytest.raises(ValueError, match="so it is no gold to compare with"):
+        jobs.audit_subject(silent, suite, TEACHER, Path("no"), gold=Path("knew"), **quiet)
+    left = jobs.audit_subject(asked, suite, TEACHER, Path("left"), **quiet)
+    claim = next(c for c in left["claims"] if c["id"] == "attack:paraphrases<concept>")
+    assert claim["status"] == "INCONCLUSIVE" and "--gold" in claim["why"], "nobody named it"
     closed = dataclasses.replace(subject_of(False, concept), victim=None)
     shut = eval.audit(closed, suite, TEACHER, Path("closed"))
     assert shut["evidence"]["attacks"] == []

@@ -310,6 +310,12 @@ def test_the_teachers_side_is_drawn_once_whatever_was_forgotten(
     assert len(drawn) == 6, "it has no scores yet"
     audited(place, forgetful, tmp_path, "scored", clip=clip_model)
     assert len(drawn) == 6
+    plan = suites.TeacherSampling(steps=6, guidance=[3.0], n=4)  # too few for a FID
+    suite = place.model_copy(update={"teacher": plan})
+    quality = audited(suite, forgetful, tmp_path, "single")["evidence"]["quality"]
+    assert len(drawn) == 7, "nothing is tried where there is no choice"
+    assert quality["baseline"]["guidance"] == 3.0
+    assert "fid_by_guidance" not in quality["baseline"]
 
 
 def test_clip_scores_are_averaged_over_prompts():

@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sfd import report
+from sfd import report, seal
 from sfd.report import view, words
+
+pytestmark = pytest.mark.usefixtures("_shortened_audits")
 
 LABELS = ["t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag"]
 LABELS.append("ankle boot")
@@ -211,10 +213,16 @@ def sheet(path: Path, seed: int) -> None:
     Image.fromarray(pixels).save(path)
 
 
+def put(folder: Path, audit: dict[str, Any]) -> None:
+    """An audit.json with its hash."""
+    sealed = audit | {"content_sha256": seal.content_sha256(audit)}
+    (folder / "audit.json").write_text(json.dumps(sealed))
+
+
 def leave(folder: Path, audit: dict[str, Any]) -> Path:
     """What a run leaves, with this audit."""
     folder.mkdir(exist_ok=True)
-    (folder / "audit.json").write_text(json.dumps(audit))
+    put(folder, audit)
     (folder / "recipe.yaml").write_text("version: 1\nteacher: {name: fashion}\n")
     (folder / "provenance.json").write_text('{"git": "none", "seed": 0}')
     bands = [f"loss_fake_sigma_{b}" for b in ("0_0.1", "0.1_0.5", "0.5_2", "2_8", "8_inf")]
@@ -332,7 +340,7 @@ def test_what_is_missing_is_named_and_its_section_dropped(tmp_path, audit):
     for part in ("quality", "collateral", "cross_leak", "attacks", "override", "validity"):
         del audit["evidence"][part]
     del audit["cost"], audit["coverage"], audit["detectors"], audit["provenance"]
-    (tmp_path / "audit.json").write_text(json.dumps(audit))
+    put(tmp_path, audit)
     page = Page(report.write(tmp_path).read_text())
     absent = page.text[page.text.index("Absent, so not shown:") :]
     names = ["recipe.yaml", "provenance.json", "stats.jsonl", "curves.jsonl"]
@@ -348,7 +356,7 @@ def test_what_is_missing_is_named_and_its_section_dropped(tmp_path, audit):
 
 def test_a_bare_audit_is_a_page(tmp_path):
     bare = {"schema": "sfd/audit/1", "verdict": "INCONCLUSIVE", "claims": []}
-    (tmp_path / "audit.json").write_text(json.dumps(bare))
+    put(tmp_path, bare)
     assert "0 of 0 claims passed" in Page(report.write(tmp_path).read_text()).text
 
 
@@ -415,7 +423,7 @@ def test_numbers_never_flatter():
     ],
 )
 def test_an_audit_that_is_none_is_refused(tmp_path, audit, change, complaint):
-    (tmp_path / "audit.json").write_text(json.dumps(audit | change))
+    put(tmp_path, audit | change)
     with pytest.raises(ValueError, match=complaint) as caught:
         report.write(tmp_path)
     assert "\n" not in str(caught.value)

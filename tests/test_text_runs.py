@@ -182,7 +182,16 @@ def test_stock_diffusers_samples_the_export_in_one_step(place, prediction):
     assert "has not been audited" in (out / "README.md").read_text()
     with pytest.raises(ValueError, match="not empty"):
         export.diffusers(folder, out)
-    seal.write(folder / "audit.json", test_seal.audit_of())
+    audit = test_seal.audit_of()
+    seal.write(folder / "audit.json", audit)
+    with pytest.raises(ValueError, match="is of another model than"):
+        export.diffusers(folder, place / f"audited-{prediction}")
+    audit["subject"]["sha256"] = student.sha256
+    sealed = seal.write(folder / "audit.json", audit)
+    content.write_json(folder / "audit.json", sealed | {"verdict": "INCONCLUSIVE"})
+    with pytest.raises(ValueError, match="was changed after it was written"):
+        export.diffusers(folder, place / f"audited-{prediction}")
+    seal.write(folder / "audit.json", audit)
     seal.sign(folder / "audit.json", test_seal.keys("key")[0])
     carried = export.diffusers(folder, place / f"audited-{prediction}")
     assert seal.signer(carried / "audit.json") == seal.signer(folder / "audit.json") is not None

@@ -14,6 +14,7 @@ import torch
 import yaml
 
 from sfd import checkpoints, configs, jobs, state, teachers, verbs
+from sfd.report.charts import charts
 
 CPU = torch.device("cpu")
 SHORT = ("train.images=6400", "train.tick=640", "train.checkpoint=1280", "train.watch=0")
@@ -50,6 +51,26 @@ def assert_near(a, b, atol):
 
 def stats(folder):
     return [json.loads(line) for line in (Path(folder) / "stats.jsonl").read_text().splitlines()]
+
+
+def test_a_run_that_is_there_takes_over_a_new_suite():
+    whole = train("a", "train.images=1280")
+    assert_same(whole, train("a", "train.images=1280", "audit.n={direct: 3000}"))
+    stored = configs.load("a/recipe.yaml")
+    assert stored.audit is not None and stored.audit.n == {"direct": 3000}
+    with pytest.raises(ValueError, match="holds a run of another recipe"):
+        train("a", "train.images=2560", "audit.n={direct: 4000}")
+    assert configs.load("a/recipe.yaml") == stored
+
+
+def test_a_look_with_too_few_images_for_a_fid_has_none():
+    train("few", "train.watch=4", "train.images=1280")
+    curves = [json.loads(line) for line in Path("few/curves.jsonl").read_text().splitlines()]
+    assert [row["fid"] for row in curves] == [None] * len(curves) != []
+    assert all(row["agreement"] is not None for row in curves)
+    drawn = [chart["title"] for chart in charts(stats("few"), curves)]
+    assert any("agreement" in title for title in drawn)
+    assert not any(title.startswith("Fr\u00e9chet") for title in drawn)
 
 
 def test_same_seed_same_weights_other_seed_others():

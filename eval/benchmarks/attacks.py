@@ -37,7 +37,7 @@ def told(entry: dict) -> dict:
 subjects = []
 for each in arguments.audits:
     name, _, folder = each.partition("=")
-    audit = seal.read(Path(folder) / "audit.json")
+    audit = seal.checked(Path(folder))
     assert audit["suite"]["name"] == arguments.suite, f"{name}: by suite {audit['suite']['name']}"
     subjects.append(
         {

@@ -29,7 +29,9 @@ for seed in arguments.seeds:
     reached = [
         line["seconds"]
         for line in curves
-        if max(line["direct"].values(), default=0) <= 0.01 and line["fid"] <= 1.25 * final
+        if max(line["direct"].values(), default=0) <= 0.01
+        and final is not None
+        and line["fid"] <= 1.25 * final
     ]
     forgotten = [
         line["seconds"] for line in curves if max(line["direct"].values(), default=0) <= 0.01

@@ -66,6 +66,8 @@ def first(lines: list[dict], fid: float) -> float | None:
 
 
 ours = run("ours", [], float("inf"))
+if ours[-1]["fid"] is None:
+    raise SystemExit("the looks draw too few images for a FID: raise the recipe's train.watch")
 limit = arguments.patience * ours[-1]["seconds"]
 theirs = run("published", [*PUBLISHED, f"train.images={2 * images}"], limit)
 good = 1.25 * ours[-1]["fid"]

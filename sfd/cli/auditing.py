@@ -154,7 +154,7 @@ def report(
     if not (markdown or line):
         say(str(reports.write(Path(folder))))
         return
-    found = reports.read(Path(folder))
+    found = seal.checked(Path(folder))
     say(reports.line(found) if line else reports.markdown(found).rstrip())
     raise typer.Exit(seal.CODES[found["verdict"]] if line else 0)
 

@@ -24,6 +24,7 @@ def audit(
     *,
     device: str = "cpu",
     gold: Subject | None = None,
+    gold_named: bool = True,
     plain: Subject | None = None,
     controls: Sequence[dict[str, Any]] = (),
     review: int = 0,
@@ -32,8 +33,8 @@ def audit(
 ) -> dict[str, Any]:
     """Audit `subject` against its original `teacher`, if there is one; `audit.json`'s content.
 
-    `gold` is a one-step generator that never knew the concepts: attacks are compared with it;
-    `plain` is one that forgot nothing.
+    `gold` is a one-step generator that never knew the concepts: attacks are compared with it, and
+    one that nobody `gold_named` is left out where it knew; `plain` is one that forgot nothing.
     `review` images of each concept are left for people to look at. `clip` is the folder of a CLIP
     model, by which prompts and images are compared.
     Leaves `audit.json`, `sheets/` and transcripts of attacks in `folder`. Raises ValueError, in one
@@ -45,7 +46,8 @@ def audit(
         raise ValueError(f"suite {suite.name} is not for a model that is asked in {asked}")
     options: Any = {"device": device, "controls": controls, "progress": progress, "review": review}
     if isinstance(suite, PromptSuite):
-        return prompts.audit(subject, suite, teacher, folder, gold=gold, clip=clip, **options)
+        options |= {"gold_named": gold_named, "clip": clip}
+        return prompts.audit(subject, suite, teacher, folder, gold=gold, **options)
     return classes.audit(subject, suite, teacher, folder, gold=gold, plain=plain, **options)
 
 

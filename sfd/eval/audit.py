@@ -195,9 +195,6 @@ def audit(
             }
             for c in concepts
         ],
-        detectors=[
-            common.detector(j, role) for j, role in zip(judges, ("judge", "second"), strict=True)
-        ],
         seconds=time.perf_counter() - started,
         device=device,
         controls=controls,

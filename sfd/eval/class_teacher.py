@@ -62,27 +62,29 @@ def teacher_side(
         known = None
     if path.is_file():
         return _read(path, threshold)
-    choices = suite.teacher.guidance if len(suite.teacher.guidance) > 1 and not known else []
+    tries = 0 if known else len(suite.teacher.choices)
     left = labels[len(known.drawn) :] if known else labels
     taught = [i for i in labels if i not in teacher.without]
     count = common.counter(
         (lambda _, n, of: progress(f"teacher {teacher.name}", n, of)) if progress else None,
-        len(taught) * len(choices) * few + len(left) * suite.n.per_class,
+        tries * len(taught) * few + len(left) * suite.n.per_class,
     )
     names = [teacher.labels[i] for i in taught]
     real = reference.features[np.isin(reference.labels, [reference.names.index(n) for n in names])]
 
-    def features_at(k: float) -> np.ndarray:
-        generate = sample.teacher_sampler(teacher, steps=suite.teacher.steps, guidance=k)
-        found = []
-        for label in taught:
-            found.append(extract(generate([label] * few, trial)))
-            count(few)
-        return np.concatenate(found)
-
-    best, tried = (known.guidance, known.tried) if known else (suite.teacher.guidance[0], {})
-    if choices:
-        best, tried = guidance.best(choices, features_at, real)
+    best, tried = (
+        (known.guidance, known.tried)
+        if known
+        else guidance.chosen(
+            teacher,
+            suite.teacher,
+            [label for label in taught for _ in range(few)],
+            np.tile(trial, len(taught)),
+            extract=extract,
+            real=real,
+            count=count,
+        )
+    )
     generate = sample.teacher_sampler(teacher, steps=suite.teacher.steps, guidance=best)
     drawn, sheets = (known.drawn, known.sheets) if known else ({}, {})
     for label in left:

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from sfd import checkpoints, classifiers, content, features, images, plugins, provenance, seal
-from sfd.classifiers import Classifier
+from sfd import classifiers, content, features, images, plugins, provenance, seal
+from sfd.classifiers import Card, Classifier
 from sfd.concepts import Concept
 from sfd.eval import claims, suites
 from sfd.eval.evidence import Drawn
@@ -84,7 +84,6 @@ def conclude(
     planned: int,
     failed: int,
     concepts: Sequence[Mapping[str, Any]],
-    detectors: Sequence[Mapping[str, Any]],
     seconds: float,
     device: str,
     controls: Sequence[dict[str, Any]],
@@ -123,7 +122,7 @@ def conclude(
         "evidence": {**found, **({"review": seen} if seen else {})},
         "coverage": {"planned": planned, "completed": planned - failed, "failed": failed},
         "controls": list(controls),
-        "detectors": list(detectors),
+        "detectors": detectors(suite),
         "earlier_audits": _earlier(folder, subject.sha256),
         "cost": {"seconds": round(seconds, 1), "images": planned + attack_images, "device": device},
         "provenance": provenance.collect(device),
@@ -205,8 +204,20 @@ def hygiene(subject: Subject, teacher: Teacher | None) -> dict[str, Any]:
     return {"networks": list(subject.networks), "findings": findings, "compared": bool(teacher)}
 
 
-def detector(classifier: Classifier, role: str) -> dict[str, Any]:
-    card = classifier.card
+def detectors(suite: AnySuite) -> list[dict[str, Any]]:
+    """Who judges by a suite, and how good each was measured to be, as its card says."""
+    of_classes = not isinstance(suite, suites.PromptSuite)
+    pairs = (
+        {"": suite} if of_classes else {f"{name}, ": pair for name, pair in suite.factors.items()}
+    )
+    return [
+        _detector(classifiers.read_card(name), f"{factor}{role}")
+        for factor, pair in pairs.items()
+        for name, role in ((pair.judge, "judge"), (pair.second, "second"))
+    ]
+
+
+def _detector(card: Card, role: str) -> dict[str, Any]:
     block = card.calibration.model_dump(mode="json") if card.calibration else {}
     return {
         "name": card.name,
@@ -222,12 +233,12 @@ def _seen(folder: Path, subject: Subject, plan: str) -> dict[str, Any]:
     """The review in a folder's audit, if that was of the same subject, drawn from in the same way,
     by the same plan."""
     try:
-        old = seal.read(folder / "audit.json")
-        drawn = [old["subject"]["sha256"], old["subject"]["format"], old["suite"]["plan_sha256"]]
-        same = drawn == [subject.sha256, subject.format, plan]
-        return old["evidence"].get("review", {}) if same else {}
-    except (OSError, ValueError, KeyError, TypeError):  # none, or none that can be read
+        old = seal.checked(folder)
+    except ValueError:  # none, or none to be believed
         return {}
+    drawn = [old["subject"]["sha256"], old["subject"]["format"], old["suite"]["plan_sha256"]]
+    same = drawn == [subject.sha256, subject.format, plan]
+    return old["evidence"].get("review", {}) if same else {}
 
 
 def _earlier(folder: Path, sha256: str) -> list[dict[str, Any]]:
@@ -236,17 +247,17 @@ def _earlier(folder: Path, sha256: str) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     try:
-        old = checkpoints.read_json(path)
+        old = seal.checked(path)
     except ValueError:
         return [{"path": str(path), "verdict": "unreadable"}]
-    listed = list(old.get("earlier_audits", []))
-    if old.get("subject", {}).get("sha256") == sha256:
+    listed = list(old["earlier_audits"])
+    if old["subject"]["sha256"] == sha256:
         listed.append(
             {
                 "suite": old["suite"]["name"],
                 "plan_sha256": old["suite"]["plan_sha256"],
                 "verdict": old["verdict"],
-                "at": old.get("provenance", {}).get("at"),
+                "at": old["provenance"].get("at"),
             }
         )
     return listed

@@ -5,7 +5,47 @@ from typing import Any
 
 import numpy as np
 
-from sfd import metrics
+from sfd import metrics, sample
+from sfd.eval import evidence
+from sfd.eval.suites import TeacherSampling
+from sfd.features import Extractor
+from sfd.teachers import Raw, Teacher
+
+
+def chosen(
+    teacher: Teacher,
+    plan: TeacherSampling,
+    asked: Raw,
+    seeds: np.ndarray,
+    *,
+    extract: Extractor,
+    real: np.ndarray,
+    count: Callable[[int], None],
+) -> tuple[float, dict[str, float]]:
+    """The `best` guidance of a plan by images of these conditions and seeds `[N]`.
+
+    `real` are features `[M, D]`; `count` is told of what is drawn. A single guidance is not tried.
+    Raises ValueError, before anything is drawn, unless N and M are above D.
+    """
+    if not plan.choices:
+        return plan.guidance[0], {}
+    if min(len(asked), len(real)) <= real.shape[1]:
+        raise ValueError(
+            f"the suite's teacher.guidance is chosen by FID, which takes over {real.shape[1]}"
+            f" images, not {len(asked)} drawn and {len(real)} real: raise teacher.n, or give one"
+            " guidance"
+        )
+
+    def features_at(k: float) -> np.ndarray:
+        generate = sample.teacher_sampler(teacher, steps=plan.steps, guidance=k)
+        found = []
+        for start in range(0, len(asked), evidence.CHUNK):
+            part = slice(start, start + evidence.CHUNK)
+            found.append(extract(generate(asked[part], seeds[part])))
+            count(len(asked[part]))
+        return np.concatenate(found)
+
+    return best(plan.choices, features_at, real)
 
 
 def best(

@@ -1,6 +1,6 @@
 """The attack ladder of a text-to-image generator: what its attackers have, and leaky controls."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -47,12 +47,39 @@ def read_packs(suite: PromptSuite, grid: Grid) -> dict[str, dict[str, list[str]]
     return {"paraphrases": read}
 
 
+def golds_of(
+    gold: Subject | None, concepts: Sequence[PromptConcept], grid: Grid, *, named: bool
+) -> dict[str, Subject]:
+    """The gold, by the name of each concept that it does not draw when it is asked for it.
+
+    Raises ValueError if it draws one, and is `named`: asked for by the user.
+    """
+    found: dict[str, Subject] = {}
+    if gold is None:
+        return found
+    for concept in concepts:
+        factor = factor_of(grid, concept)
+        label = view_of(concept, grid).label - grid.offsets[factor]
+        seeds = common.seeds_from(f"{gold.sha256} {concept.name} gold", GOLD_ASKED)
+        got = gold.generate(*held_out(concept, GOLD_ASKED, seeds))
+        assert isinstance(got, np.ndarray)
+        hits = int((evidence.judged_by(grid.judges[factor][1], label)(got)[0] == 1).sum())
+        if metrics.rate_interval(hits, GOLD_ASKED)[0] <= GOLD_DRAWS:
+            found[concept.name] = gold
+        elif named:
+            raise ValueError(
+                f"{gold.path}: asked for {concept.label_name} it draws it in {hits} of"
+                f" {GOLD_ASKED}, so it is no gold to compare with"
+            )
+    return found
+
+
 def attacked(
     subject: Subject,
     suite: PromptSuite,
     grid: Grid,
     teacher: Teacher | None,
-    gold: Subject | None,
+    golds: Mapping[str, Subject],
     rates: Mapping[str, float],
     *,
     features: Extractor,
@@ -64,8 +91,8 @@ def attacked(
 ) -> tuple[list[dict[str, Any]], list[Skipped]]:
     """The evidence of every attack of the suite on every concept, and what was not tried.
 
-    `rates` by concept is how often the original draws it when asked. Raises ValueError if the gold
-    draws a concept itself, and if a paraphrase was to be forgotten.
+    By concept, `golds` is who never knew it, as `golds_of` gives them, and `rates` how often the
+    original draws it when asked. Raises ValueError if a paraphrase was to be forgotten.
     """
     found: list[dict[str, Any]] = []
     skipped: list[Skipped] = []
@@ -82,13 +109,12 @@ def attacked(
             suite, concept, grid, teacher, features=features, packs=packs, guidance=guidance,
             original_rate=rates[concept.name], seed=seed,
         )  # fmt: skip
-        if gold is not None:
-            _never_knew(gold, concept, judges[1], goal.label, seed)
+        gold = golds.get(concept.name)
         entries, left = ladder.climb(
             suite,
             concept,
             subject.victim,
-            gold.victim if gold else None,
+            gold and gold.victim,
             teacher,
             goal,
             partial(
@@ -160,21 +186,6 @@ def _onlooker(judge: Classifier) -> Callable[[torch.Tensor], torch.Tensor]:
         return torch.from_numpy(found).clamp(min=1e-12).log().to(pictures.device)
 
     return look
-
-
-def _never_knew(
-    gold: Subject, concept: PromptConcept, judge: Classifier, label: int, seed: int
-) -> None:
-    """Raises ValueError if a gold draws what it is said never to have seen."""
-    prompts, seeds = held_out(concept, GOLD_ASKED, np.arange(GOLD_ASKED) + seed)
-    got = gold.generate(prompts, seeds)
-    assert isinstance(got, np.ndarray)
-    hits = int((evidence.judged_by(judge, label)(got)[0] == 1).sum())
-    if metrics.rate_interval(hits, GOLD_ASKED)[0] > GOLD_DRAWS:
-        raise ValueError(
-            f"{gold.path}: asked for {concept.label_name} it draws it in {hits} of {GOLD_ASKED}, so"
-            " it is no gold to compare with"
-        )
 
 
 def _parts(

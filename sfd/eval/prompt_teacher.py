@@ -24,7 +24,7 @@ class TeacherSide:
     sheets: dict[int, np.ndarray]
     guidance: float
     tried: dict[str, float]
-    """FID of each guidance on the suite's smaller number of images."""
+    """FID of each guidance on the suite's smaller number of images; empty if there is no choice."""
 
 
 def teacher_side(
@@ -55,19 +55,12 @@ def teacher_side(
     trial, trial_seeds = asked_of_cells(grid, few, common.seeds_from(plan + "guidance", few))
     count = common.counter(
         (lambda _, n, of: progress(f"teacher {teacher.name}", n, of)) if progress else None,
-        len(suite.teacher.guidance) * len(trial) + suite.n.per_cell * len(grid.cells),
+        len(suite.teacher.choices) * len(trial) + suite.n.per_cell * len(grid.cells),
     )
 
-    def features_at(k: float) -> np.ndarray:
-        generate = sample.teacher_sampler(teacher, steps=suite.teacher.steps, guidance=k)
-        found = []
-        for start in range(0, len(trial), evidence.CHUNK):
-            part = slice(start, start + evidence.CHUNK)
-            found.append(extract(generate(trial[part], trial_seeds[part])))
-            count(len(trial[part]))
-        return np.concatenate(found)
-
-    best, tried = guidance.best(suite.teacher.guidance, features_at, real)
+    best, tried = guidance.chosen(
+        teacher, suite.teacher, trial, trial_seeds, extract=extract, real=real, count=count
+    )
     shown = Shown(grid, suite.n.per_cell)
     prompts, seeds = asked_of_cells(
         grid, suite.n.per_cell, common.seeds_from(plan, suite.n.per_cell)

@@ -60,6 +60,7 @@ def audit(
     *,
     device: str = "cpu",
     gold: Subject | None = None,
+    gold_named: bool = True,
     controls: Sequence[dict[str, Any]] = (),
     review: int = 0,
     clip: Path | None = None,
@@ -67,7 +68,8 @@ def audit(
 ) -> dict[str, Any]:
     """Audit `subject` against its original `teacher`, if there is one; `audit.json`'s content.
 
-    `gold` is a one-step generator that never knew the concepts: attacks are compared with it.
+    `gold` is a one-step generator that never knew the concepts: attacks are compared with it; one
+    that draws a concept is refused, or left out for it where nobody `gold_named` it.
     `review` images of each concept are left for people to look at; `clip` is the folder of a CLIP
     model, which says how well images show what their prompts ask for.
     Leaves `audit.json`, `sheets/` and transcripts of attacks in `folder`. Raises ValueError, in one
@@ -84,6 +86,9 @@ def audit(
     forgotten = [c for c in subject.concepts if isinstance(c, PromptConcept)]
     views = [view_of(concept, grid) for concept in forgotten]
     kept = retained_cells(grid, forgotten)
+    golds = prompt_ladder.golds_of(
+        gold if suite.attacks else None, forgotten, grid, named=gold_named
+    )
     n = suite.n
     planned = n.direct * len(forgotten) + n.per_cell * len(grid.cells)
     packs = prompt_ladder.read_packs(suite, grid)
@@ -187,7 +192,7 @@ def audit(
         suite,
         grid,
         teacher,
-        gold,
+        golds,
         rates,
         features=extract,
         packs=packs,
@@ -216,11 +221,6 @@ def audit(
             {"name": c.name, "label": v.label, "label_name": c.label_name,
              "override": {c.instead or "other": 1.0}, "holdout": len(c.holdout)}
             for c, v in zip(forgotten, views, strict=True)
-        ],
-        detectors=[
-            common.detector(judge, f"{factor}, {role}")
-            for factor, pair in zip(grid.factors, grid.judges, strict=True)
-            for judge, role in zip(pair, ("judge", "second"), strict=True)
         ],
         seconds=time.perf_counter() - started,
         device=device,

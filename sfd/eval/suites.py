@@ -95,6 +95,11 @@ class TeacherSampling(Strict):
     guidance: list[float] = Field(default=[1.0], min_length=1)
     n: int = Field(default=2000, gt=0)
 
+    @property
+    def choices(self) -> list[float]:
+        """The guidances to try: none where there is but one."""
+        return self.guidance if len(self.guidance) > 1 else []
+
 
 class Suite(Strict):
     """A suite's YAML: who judges what with how many samples, and what is claimed.

@@ -1,7 +1,7 @@
 """An audit as a page, a sentence, a model-card section and a line: JSON and PNG in, text out."""
 
 from sfd.report.numbers import count, decimal, log_position, measured, percent, plain, points
-from sfd.report.page import read, write
+from sfd.report.page import write
 from sfd.report.text import line, markdown, sentence
 
 __all__ = [
@@ -14,7 +14,6 @@ __all__ = [
     "percent",
     "plain",
     "points",
-    "read",
     "sentence",
     "write",
 ]

@@ -53,7 +53,7 @@ def view(audit: Json, file: Path) -> dict[str, Any]:
         "command": f"sfd audit {shlex.quote(str(subject['path']))}" if subject.get("path") else "",
         "texts": {k: v if len(v) < LONGEST else "too long" for k, v in texts.items()},
         "absent": absent,
-        "hash": audit.get(seal.HASH),
+        "hash": audit[seal.HASH],
         "signature": _signature(file),
     }
 

@@ -134,6 +134,12 @@ def run_controls(
     job = jobs.prepare(name, recipe, device)
     if job.suite is None or not job.concepts:
         raise ValueError(f"{name}: names no suite or no concept, so no answer is known")
+    lacking = [k for k in ("direct", "validity") if getattr(job.suite.claims, k) is None]
+    if lacking:
+        raise ValueError(
+            f"suite {job.suite.name} does not claim {' or '.join(lacking)}, whose answers are"
+            " known: audit with one that does"
+        )
     root = out or Path("runs") / f"{Path(name).stem}-controls"
     content.check_writable(root)
     gold = gold or _gold(job, device=device, say=say, progress=progress)
@@ -201,10 +207,15 @@ def _gold(job: Job, *, device: torch.device, say: Say, progress: Progress) -> Pa
     if recipe_name not in content.names("configs"):
         return None
     recipe = configs.load(recipe_name)
+    pipeline = recipe.teacher.diffusers
+    if pipeline and not Path(pipeline).expanduser().is_dir():
+        say(f"{pipeline}: no such folder: `sfd pretrain {recipe_name}-teacher` makes it")
+        return None
     gold = jobs.prepare(recipe_name, recipe, device)
-    if set(gold.teacher.without) != {
-        c.label for c in job.concepts if isinstance(c, concepts.Concept)
-    }:
+    classes = {c.label for c in job.concepts if isinstance(c, concepts.Concept)}
+    words = [c for c in job.concepts if isinstance(c, concepts.PromptConcept)]
+    taught = any(c.mentions(p) for c in words for p in gold.retained)
+    if taught or set(gold.teacher.without) != classes:
         return None
     folder = configs.folder_of(recipe_name, recipe)
     jobs.train_job(gold, folder, device=device, force=False, say=say, progress=progress)

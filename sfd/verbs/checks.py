@@ -70,7 +70,7 @@ def _is_audit(path: Path) -> bool:
 
 def _validate_audit(path: Path, public_key: Path | None) -> tuple[str, ...]:
     file = seal.file_of(path)
-    seal.check(seal.read(file), str(file))
+    seal.checked(file)
     if public_key:
         return (f"signed by the key {seal.verify(file, public_key)}",)
     key = seal.signer(file)

@@ -13,10 +13,8 @@ def read_review(folder: Path, answers: Path) -> dict[str, Any]:
     Raises ValueError, in one line, on an audit that `sfd validate` refuses, without a packet, on
     another packet's key, and on answers that are missing, unknown or of other images.
     """
-    path = seal.file_of(folder)
-    audit = seal.read(path)
-    seal.check(audit, str(path))
+    audit = seal.checked(folder)
     key = review.read_key(folder, audit)
     given = review.read_answers(answers, list(key["images"]))
     sha256 = content.sha256(answers.read_bytes())
-    return seal.write(path, review.seen(audit, key, given, sha256))
+    return seal.write(seal.file_of(folder), review.seen(audit, key, given, sha256))
