@@ -1,13 +1,15 @@
 """Find content, read strict YAML, hash files, write atomically."""
 
 import copy
+import csv
 import difflib
 import hashlib
 import inspect
+import io
 import json
 import os
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
@@ -166,6 +168,29 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise ValueError(f"{path}: expected a mapping of keys, found {type(data).__name__}")
     return data
+
+
+def read_table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
+    """Rows of a CSV as a spreadsheet may save it: commas or semicolons, with a byte-order mark.
+
+    Empty lines and what stands behind the `columns` are left out. Raises ValueError, in one line.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        mark = ";" if ";" in text.split("\n", 1)[0] else ","
+        lines = [
+            [field.strip() for field in line]
+            for line in csv.reader(io.StringIO(text), delimiter=mark)
+        ]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path}: cannot be read: {error}") from None
+    head = lines[0] if lines else []
+    if head[: len(columns)] != list(columns):
+        raise ValueError(f"{path}: its first line must be {','.join(columns)}")
+    for number, line in enumerate(lines, 1):
+        if len(line) not in (0, len(head)):
+            raise ValueError(f"{path}, line {number}: expected {len(head)} fields: {line}")
+    return [dict(zip(columns, line, strict=False)) for line in lines[1:] if line]
 
 
 def check(data: dict[str, Any], model: type[Model], where: str) -> Model:

@@ -550,11 +550,13 @@ def test_a_reviewed_sample_bounds_without_a_detector(student):
     with pytest.raises(ValueError, match="not the random sample"):
         verbs.add_review(Path("set"), report, path)
     fill(["perhaps"] * 10)
-    with pytest.raises(ValueError, match="line 2"):
+    with pytest.raises(ValueError, match=f"{names[0]}: name each image once"):
         bounds.read_review(path)
+    path.write_text("\ufefffile_name;found\r\na.png;No\r\n\r\nb.png; unsure\r\n")
+    assert bounds.read_review(path) == {"a.png": False, "b.png": None}
     for row in ("a.png", "a.png,no,yes"):
         path.write_text(f"file_name,found\nb.png,no\n{row}\n\n")
-        with pytest.raises(ValueError, match="line 3: . columns, 2 are named"):
+        with pytest.raises(ValueError, match="line 3: expected 2 fields"):
             bounds.read_review(path)
 
 

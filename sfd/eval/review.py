@@ -143,21 +143,7 @@ def unanswered(folder: Path) -> None:
 
 
 def _read_rows(path: Path) -> list[dict[str, str]]:
-    """Rows of a CSV as a spreadsheet may save it: commas or semicolons, with a byte-order mark."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: cannot be read: {error}") from None
-    head = text.split("\n", 1)[0]
-    lines = list(csv.reader(io.StringIO(text), delimiter=";" if ";" in head else ","))
-    if not lines or [name.strip() for name in lines[0]] != COLUMNS:
-        raise ValueError(f"{path}: its first line must be {','.join(COLUMNS)}")
-    rows = []
-    for number, line in enumerate(lines[1:], 2):
-        if len(line) not in (0, len(COLUMNS)):
-            raise ValueError(f"{path}, line {number}: expected {len(COLUMNS)} fields: {line}")
-        if line:
-            rows.append(dict(zip(COLUMNS, (field.strip() for field in line), strict=True)))
+    rows = content.read_table(path, COLUMNS)
     return [row | {"answer": row["answer"].lower()} for row in rows]
 
 

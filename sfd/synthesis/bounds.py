@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from sfd import metrics, noise
+from sfd import content, metrics, noise
 
 LEVEL = 0.95
 COLUMNS = ("file_name", "found")
 ANSWERS = {"yes": True, "y": True, "1": True, "true": True}
-ANSWERS |= {"no": False, "n": False, "0": False, "false": False, "": None}
+ANSWERS |= {"no": False, "n": False, "0": False, "false": False}
+ANSWERS |= {"unsure": None, "": None}
 
 
 def leak_upper(
@@ -103,7 +104,7 @@ def _ranked(
 
 
 def review_csv(names: Sequence[str]) -> str:
-    """A table for people to fill: `found` is yes or no."""
+    """A table for people to fill: `found` is yes, no or unsure."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerows([COLUMNS, *((name, "") for name in names)])
@@ -111,23 +112,13 @@ def review_csv(names: Sequence[str]) -> str:
 
 
 def read_review(path: Path) -> dict[str, bool | None]:
-    """File name to what was found; None where nobody looked. Raises ValueError in one line."""
-    try:
-        rows = list(csv.reader(path.read_text(encoding="utf-8-sig").splitlines()))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path}: cannot be read: {error}") from None
-    if not rows or tuple(rows[0][:2]) != COLUMNS:
-        raise ValueError(f"{path}: its first line must be {','.join(COLUMNS)}")
+    """What was found, by file name; None where nobody looked or is sure. Raises ValueError."""
     found: dict[str, bool | None] = {}
-    for number, row in enumerate(rows[1:], 2):
-        if not row:
-            continue
-        if len(row) != len(rows[0]):
-            raise ValueError(f"{path}, line {number}: {len(row)} columns, {len(rows[0])} are named")
-        answer = row[1].strip().lower()
-        if answer not in ANSWERS or row[0] in found:
-            raise ValueError(f"{path}, line {number}: each image once, found is yes or no")
-        found[row[0]] = ANSWERS[answer]
+    for row in content.read_table(path, COLUMNS):
+        name, answer = row["file_name"], row["found"].lower()
+        if answer not in ANSWERS or name in found:
+            raise ValueError(f"{path}: {name}: name each image once, and answer yes, no or unsure")
+        found[name] = ANSWERS[answer]
     return found
 
 
