@@ -112,7 +112,7 @@ def review_csv(names: Sequence[str]) -> str:
 
 
 def read_review(path: Path) -> dict[str, bool | None]:
-    """What was found by file name; None: nobody looked, or is sure. Raises ValueError."""
+    """What was found, by file name; None where nobody looked or is sure. Raises ValueError."""
     found: dict[str, bool | None] = {}
     for row in content.read_table(path, COLUMNS):
         name, answer = row["file_name"], row["found"].lower()
