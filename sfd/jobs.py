@@ -27,7 +27,7 @@ from sfd import (
 from sfd.concepts import AnyConcept, Concept
 from sfd.configs import Recipe
 from sfd.eval import Subject, audit, suites
-from sfd.eval.common import detectors
+from sfd.eval.common import judged
 from sfd.eval.subjects import of_student
 from sfd.forgetting import Rule
 from sfd.objectives import Phase
@@ -399,31 +399,10 @@ def run_job(
         say("no claims to judge: the recipe names no audit suite")
         return None
     subject = of_student(folder, str(device))
-    if done := _judged(folder, subject, job.suite, job.teacher, say):
+    if done := judged(folder, subject, job.suite, job.teacher, say):
         say(f"{folder}: finished already; `sfd audit {folder}` judges again, --force starts over")
         return done
     return audit_subject(subject, job.suite, job.teacher, folder, device=device, progress=progress)
-
-
-def _judged(
-    folder: Path, subject: Subject, suite: suites.AnySuite, teacher: Teacher, say: Say
-) -> dict[str, Any] | None:
-    """The audit in a folder, if it has asked all that another would ask now, and by the same."""
-    if not (folder / "audit.json").is_file():
-        return None
-    try:
-        done = seal.checked(folder)
-    except ValueError as error:
-        say(f"{error}: judging again")
-        return None
-    was, quality = done["subject"], done["evidence"].get("quality", {})
-    told = [was["sha256"], (was["teacher"] or {}).get("sha256"), done["suite"]["sha256"]]
-    told += [quality.get("reference_sha256"), done["detectors"]]
-    told += [each["name"] for each in was["concepts"]]
-    asked = [subject.sha256, teacher.sha256, suites.sha256(suite)]
-    asked += [suites.read_reference(suite.reference).sha256, detectors(suite)]
-    asked += [each.name for each in subject.concepts]
-    return done if told == asked else None
 
 
 def code_of(audit: Mapping[str, Any] | None) -> int:

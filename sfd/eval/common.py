@@ -136,6 +136,31 @@ def conclude(
     return seal.write(folder / "audit.json", result)
 
 
+def judged(
+    folder: Path,
+    subject: Subject,
+    suite: AnySuite,
+    teacher: Teacher,
+    say: Callable[[str], None],
+) -> dict[str, Any] | None:
+    """The audit in a folder, if it has asked all that another would ask now, and by the same."""
+    if not (folder / "audit.json").is_file():
+        return None
+    try:
+        done = seal.checked(folder)
+    except ValueError as error:
+        say(f"{error}: judging again")
+        return None
+    was, quality = done["subject"], done["evidence"].get("quality", {})
+    told = [was["sha256"], (was["teacher"] or {}).get("sha256"), done["suite"]["sha256"]]
+    told += [quality.get("reference_sha256"), done["detectors"]]
+    told += [each["name"] for each in was["concepts"]]
+    asked = [subject.sha256, teacher.sha256, suites.sha256(suite)]
+    asked += [suites.read_reference(suite.reference).sha256, detectors(suite)]
+    asked += [each.name for each in subject.concepts]
+    return done if told == asked else None
+
+
 def whole(drawn: Drawn, who: str) -> Drawn:
     """What an original drew. Raises ValueError where there is an image that it could not draw."""
     missing = int((~drawn.made).sum())
