@@ -31,8 +31,11 @@ class Strict(pydantic.BaseModel):
     )
 
 
-# a list of two, which is how YAML and JSON write one; its numbers are as strict as any
-Pair = Annotated[tuple[float, float], pydantic.Field(strict=False)]
+# YAML and JSON write one as a list
+Pair = Annotated[
+    tuple[float, float],
+    pydantic.BeforeValidator(lambda given: tuple(given) if isinstance(given, list) else given),
+]
 
 Model = TypeVar("Model", bound=pydantic.BaseModel)
 
@@ -190,7 +193,7 @@ def read_table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
     for number, line in enumerate(lines, 1):
         if len(line) not in (0, len(head)):
             raise ValueError(f"{path}, line {number}: expected {len(head)} fields: {line}")
-    return [dict(zip(columns, line, strict=False)) for line in lines[1:] if line]
+    return [dict(zip(columns, line[: len(columns)], strict=True)) for line in lines[1:] if line]
 
 
 def check(data: dict[str, Any], model: type[Model], where: str) -> Model:

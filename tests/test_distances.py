@@ -158,20 +158,23 @@ def test_a_ratio_of_pairs():
             common, own = normal(n, d, 3 * i + 1), normal(n, d, 3 * i + 2)
             a = shared * common + math.sqrt(1 - shared**2) * own
             b = common
-            found.append(metrics.fid_ratio(0.4 + scale * a, 0.35 + scale * b, c))
+            sides = (metrics.fid_jackknife(x, c) for x in (0.4 + scale * a, 0.35 + scale * b))
+            found.append(metrics.fid_ratio(*sides))
         mean = np.exp(np.mean([math.log(r["ratio"]) for r in found]))
         covered = np.mean([r["ci95"][0] <= mean <= r["ci95"][1] for r in found])
         assert 0.91 <= covered <= 0.985, name
         widths[name] = np.mean([r["ci95"][1] - r["ci95"][0] for r in found])
     assert widths["pairs"] < 0.5 * widths["strangers"]
     a, b = 0.4 + normal(n, d, 1), 0.3 + normal(n, d, 2)
-    got = metrics.fid_ratio(a, b, c)
-    assert got["ratio"] == pytest.approx(metrics.fid(a, c) / metrics.fid(b, c))
     alone = [metrics.fid_jackknife(x, c) for x in (a, b)]
+    got = metrics.fid_ratio(*alone)
+    assert got["ratio"] == pytest.approx(metrics.fid(a, c) / metrics.fid(b, c))
     apart = math.hypot(*((r["ci95"][1] - r["ci95"][0]) / 2 / r["fid"] for r in alone))
     assert math.log(got["ci95"][1] / got["ratio"]) == pytest.approx(apart, rel=0.5)
     with pytest.raises(ValueError, match="do not pair"):
-        metrics.fid_ratio(a, b[1:], c)
+        metrics.fid_ratio(alone[0], metrics.fid_jackknife(b[1:], c))
+    with pytest.raises(ValueError, match="distance of 0"):
+        metrics.fid_ratio(alone[0], alone[1] | {"fid": 0.0})
 
 
 def test_a_bootstrap_would_lie_above_the_estimate():

@@ -28,20 +28,21 @@ def quality(
     real = reference.features[np.isin(reference.labels, [reference.names.index(n) for n in names])]
     made = {label: grid[label].made for label in retained}
     mine = _joined(grid, made)
+    measured, jackknife = _distances(mine, real)
     out: dict[str, Any] = {
         "feature_space": feature_space,
         "reference_sha256": reference.sha256,
         "n": len(mine),
         "m": len(real),
         "failed": sum(int((~rows).sum()) for rows in made.values()),
-        **_distances(mine, real),
+        **measured,
     }
     out |= dict.fromkeys(("baseline", "fid_ratio", "fid_ratio_ci95", "floor", "excess_ratio"))
     if before:
-        both = {label: rows & before[label].made for label, rows in made.items()}
-        theirs = _joined(before, both)
-        out["baseline"] = {**baseline, "n": len(theirs), **_distances(theirs, real)}
-        out |= _ratio(_joined(grid, both), theirs, real)
+        theirs = _joined(before, {i: rows & before[i].made for i, rows in made.items()})
+        measured, other = _distances(theirs, real)
+        out["baseline"] = {**baseline, "n": len(theirs), **measured}
+        out |= _ratio(jackknife, other)
     if out["fid"] is None:
         return out
     gone = [name for name in reference.names if name not in names]
@@ -61,18 +62,21 @@ def _joined(grid: Mapping[int, Drawn], rows: Mapping[int, np.ndarray]) -> np.nda
     return np.concatenate(parts) if parts else np.zeros((0, 0), np.float32)
 
 
-def _distances(features: np.ndarray, real: np.ndarray) -> dict[str, Any]:
+def _distances(
+    features: np.ndarray, real: np.ndarray
+) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """What is recorded of the distances, and the jackknife of the first, if it was measured."""
     try:
         jackknife = metrics.fid_jackknife(features, real)
         kid, kid_stderr = metrics.kid(features, real, min(1000, len(features) // 2, len(real) // 2))
     except ValueError as error:
         keys = ("fid", "fid_ci95", "kid", "kid_stderr", "precision", "recall")
-        return {**dict.fromkeys(keys), "unmeasured_because": str(error)}
+        return {**dict.fromkeys(keys), "unmeasured_because": str(error)}, None
     n = min(len(features), len(real))
     # classes stand one after the other: take equal parts of each
     thinned = features[np.linspace(0, len(features) - 1, n).astype(int)]
     precision, recall = metrics.precision_recall(real, thinned)
-    return {
+    found = {
         "fid": jackknife["fid"],
         "fid_ci95": list(jackknife["ci95"]),
         "kid": kid,
@@ -80,12 +84,15 @@ def _distances(features: np.ndarray, real: np.ndarray) -> dict[str, Any]:
         "precision": precision,
         "recall": recall,
     }
+    return found, jackknife
 
 
-def _ratio(mine: np.ndarray, theirs: np.ndarray, real: np.ndarray) -> dict[str, Any]:
-    """FID over the teacher's, of the rows that both made, seed by seed; empty where unmeasured."""
+def _ratio(mine: dict[str, Any] | None, theirs: dict[str, Any] | None) -> dict[str, Any]:
+    """FID over the teacher's, seed by seed; empty where one is unmeasured or lacks an image."""
+    if mine is None or theirs is None:
+        return {}
     try:
-        found = metrics.fid_ratio(mine, theirs, real)
+        found = metrics.fid_ratio(mine, theirs)
     except ValueError:
         return {}
     return {"fid_ratio": found["ratio"], "fid_ratio_ci95": list(found["ci95"])}

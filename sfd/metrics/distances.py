@@ -93,49 +93,41 @@ def fid_jackknife(a: ArrayLike, b: ArrayLike, blocks: int = 20, level: float = 0
     The plain estimate +- t SE (blocks - 1 degrees of freedom), for the sampling of `a`, b fixed:
     compare at the same N only. No bootstrap: a resample repeats images, which adds the bias ~ C / N
     a second time, and its percentiles lie above the estimate. Returns fid, ci95 ([lo, hi]; the key
-    follows `level`), bias (what fid exceeds its limit at infinite N by). Raises ValueError if `a`
-    without a block has N <= D, or blocks < 2. Efron and Stein, Ann. Stat. 9 (1981).
+    follows `level`), bias (what fid exceeds its limit at infinite N by), n, and left_out: the
+    distance without each block. Raises ValueError if `a` without a block has N <= D, or blocks < 2.
+    Efron and Stein, Ann. Stat. 9 (1981).
     """
-    value, left = _left_out(*_two(a, b, "a b"), blocks)
-    half = _half(left, level)
-    ci, bias = [max(value - half, 0.0), value + half], (blocks - 1) * float(left.mean() - value)
-    return {"fid": value, f"ci{100 * level:g}": ci, "bias": bias}
-
-
-def fid_ratio(
-    a: ArrayLike, b: ArrayLike, c: ArrayLike, blocks: int = 20, level: float = 0.95
-) -> Result:
-    """fid(a, c) / fid(b, c), rows of a and b [N, D] in pairs (one seed each, say), c [M, D] fixed.
-
-    The jackknife leaves out the same rows of both, so that what pairs share counts once; unpaired
-    rows cost nothing but that gain. On logarithms. Returns ratio and ci95. Raises ValueError as
-    `fid_jackknife`, on unequal N, or where a distance is 0.
-    """
-    (x, z), (y, _) = _two(a, c, "a c"), _two(b, c, "b c")
-    if len(x) != len(y):
-        raise ValueError(f"a has {len(x)} rows and b {len(y)}: they do not pair")
-    (mine, left), (theirs, other) = (_left_out(each, z, blocks) for each in (x, y))
-    if not min(mine, theirs, left.min(), other.min()) > 0:
-        raise ValueError("a distance of 0 has no ratio")
-    half = _half(np.log(left / other), level)
-    ratio = mine / theirs
-    return {"ratio": ratio, f"ci{100 * level:g}": [ratio * math.exp(-half), ratio * math.exp(half)]}
-
-
-def _left_out(x: Array, y: Array, blocks: int) -> tuple[float, Array]:
-    """The distance of x [N, D] to y, and those without each block of x."""
+    x, y = _two(a, b, "a b")
     if blocks < 2:
         raise ValueError(f"blocks={blocks}: a jackknife needs 2, and 20 for a steady interval")
     _features(x, "a", max(blocks, -(-(x.shape[1] + 1) * blocks // (blocks - 1))))
-    (mu, cov), (mu_y, cov_y), n = moments(x), moments(y), len(x)
-    root, block, left = _root(cov_y), _block_of(n, blocks), np.empty(blocks)
+    (mu, cov), (mu_b, cov_b), n = moments(x), moments(y), len(x)
+    root_b, block, left = _root(cov_b), _block_of(n, blocks), np.empty(blocks)
     for j in range(blocks):
         z = x[block == j] - mu
         rest = n - len(z)
         shift = -z.sum(axis=0) / rest
         scatter = (n - 1) * cov - z.T @ z - rest * np.outer(shift, shift)
-        left[j] = _frechet(mu + shift, scatter / (rest - 1), mu_y, cov_y, root)
-    return _frechet(mu, cov, mu_y, cov_y, root), left
+        left[j] = _frechet(mu + shift, scatter / (rest - 1), mu_b, cov_b, root_b)
+    value = _frechet(mu, cov, mu_b, cov_b, root_b)
+    half = _half(left, level)
+    ci, bias = [max(value - half, 0.0), value + half], (blocks - 1) * float(left.mean() - value)
+    return {"fid": value, f"ci{100 * level:g}": ci, "bias": bias, "n": n, "left_out": left}
+
+
+def fid_ratio(a: Result, b: Result, level: float = 0.95) -> Result:
+    """The ratio of two `fid_jackknife`s to one reference, of rows in pairs (one seed each, say).
+
+    Each block holds the same rows of both, so what pairs share counts once; rows that are strangers
+    cost nothing but that gain. On logarithms. Returns ratio and ci95. Raises ValueError on unequal
+    n or blocks, or where a distance is 0.
+    """
+    if a["n"] != b["n"] or len(a["left_out"]) != len(b["left_out"]):
+        raise ValueError(f"jackknives of {a['n']} and {b['n']} rows do not pair")
+    if not min(a["fid"], b["fid"], a["left_out"].min(), b["left_out"].min()) > 0:
+        raise ValueError("a distance of 0 has no ratio")
+    half, ratio = _half(np.log(a["left_out"] / b["left_out"]), level), a["fid"] / b["fid"]
+    return {"ratio": ratio, f"ci{100 * level:g}": [ratio * math.exp(-half), ratio * math.exp(half)]}
 
 
 def _half(left: Array, level: float) -> float:
