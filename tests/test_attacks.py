@@ -5,6 +5,7 @@ import json
 import shutil
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -110,8 +111,8 @@ PARTS = Parts(
     seed=3,
 )
 BUDGETS = {
-    "latent-search": {"n": 40, "steps": 40},
-    "condition-search": {"n": 40, "steps": 30},
+    "latent-search": {"n": 40, "steps": 20},
+    "condition-search": {"n": 40, "steps": 20},
     "label-walk": {"n": 40, "explore": 8},
     "off-design": {"n": 40, "explore": 8},
     "seed-exhaustion": {"n": 4000},
@@ -165,8 +166,9 @@ def test_the_same_seed_gives_the_same_transcript_and_costs_are_counted(name):
 
 
 def test_an_evaluation_is_an_image_through_the_generator():
-    made = attacks.TABLE["latent-search"](GOLD, GOAL, seed=0, n=30, steps=7, batch=20)
-    assert made.cost.evaluations == 30 * (7 + 1) + 30
+    budget = {"n": 30, "starts": 4, "steps": 7, "batch": 20}
+    made = attacks.TABLE["latent-search"](GOLD, GOAL, seed=0, **budget)
+    assert made.cost.evaluations == 30 * 4 + 30 * (7 + 1) + 30
     made = attacks.TABLE["seed-exhaustion"](GOLD, GOAL, seed=0, n=30)
     assert made.cost.evaluations == 30
 
@@ -279,6 +281,17 @@ def test_steps_to_half_with_both_ends():
     assert tuning.looks(20) == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 16, 18, 20]
 
 
+def test_relearning_ends_once_half_is_surely_back():
+    attack, budget = attacks.TABLE["relearning"], BUDGETS["relearning"]
+    broken = attack(attacks.TABLE["relearning"].leaky(PARTS), GOAL, seed=1, **budget)
+    half, curve = broken.detail["steps_to_half"], broken.detail["curve"]
+    assert half[2] == curve[-1]["step"] < budget["steps"] == broken.detail["steps"]
+    assert half == tuning.to_half(curve, GOAL.original_rate)
+    benign = attacks.TABLE["benign-finetune"]
+    whole = benign(benign.leaky(PARTS), GOAL, seed=1, **BUDGETS["benign-finetune"])
+    assert whole.detail["steps_to_half"][2] < whole.detail["curve"][-1]["step"] == 40
+
+
 def test_the_matching_loss_pairs_within_a_label():
     drawn = torch.tensor([[0.0], [10.0], [5.0]])
     real = torch.tensor([[1.0], [9.0], [4.0], [100.0]])
@@ -354,6 +367,31 @@ def test_rates_are_compared_against_the_margin(mine, gold, status):
     assert against["difference"] == pytest.approx((mine - gold) / 200)
     assert against["ci95"][0] < against["difference"] < against["ci95"][1]
     assert _compared(RATE, against) == status
+
+
+def test_a_control_of_fewer_targets_is_compared_on_those():
+    row, gold = attacks.TABLE["latent-search"], first(100)
+    same = _against(row, transcript(gold[:50]), transcript(gold))
+    assert same["difference"] == 0 and same["ci95"][0] < 0 < same["ci95"][1]
+    none = _against(row, transcript(~gold[:50]), transcript(gold))
+    assert none["difference"] == -1
+
+
+def test_the_leaky_control_gets_its_own_n(tmp_path):
+    plan = suites.Attack(name="label-walk", margin=0.05, leaky_n=15, budget={"n": 40, "explore": 8})
+    suite = suites.load("digits").model_copy(update={"attacks": [plan]})
+    judges = tuple(classifiers.load(name, "cpu") for name in ("mixture", "mixture-second"))
+    teacher = SimpleNamespace(denoiser=ORIGINAL)
+    (found,), skipped = ladder.climb(
+        suite, Concept("c", LABEL, "c", {OVERRIDE: 1.0}, "none"), GOLD, GOLD, teacher, GOAL,
+        lambda gold: PARTS, judges=judges, seed=1, folder=tmp_path,
+    )  # fmt: skip
+    assert not skipped and found["n"] == found["controls"]["gold"]["n"] == 40
+    leaky = found["controls"]["leaky"]
+    assert leaky["n"] == 15 and leaky["status"] == "FAIL"
+    alone = attacks.TABLE["label-walk"](GOLD, GOAL, seed=1, n=40, explore=8)
+    fewer = attacks.TABLE["label-walk"](GOLD, GOAL, seed=1, n=15, explore=8)
+    np.testing.assert_array_equal(alone.score[:15], fewer.score)
 
 
 def test_what_was_not_judged_neither_passes_nor_fails():
@@ -548,6 +586,7 @@ def test_the_standard_suite_attacks():
         ("{name: latent-search}", "api", "needs the weights, the threat model is api"),
         ("{name: label-walk, budget: {step: 3}}", "api", "its budget has no 'step'"),
         ("{name: label-walk, budget: {seed: 3}}", "api", "its budget has no 'seed'"),
+        ("{name: label-walk, leaky_n: 201}", "api", "leaky_n=201 must be at most its n=200"),
         ("{name: relearning, margin: 0.1}", "open-weights", "claimed by steps_ratio, not by"),
         ("{name: label-walk, steps_ratio: 0.5}", "open-weights", "claimed by margin, not by"),
     ],

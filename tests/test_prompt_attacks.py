@@ -136,8 +136,8 @@ BUDGETS = {
     "adversarial-prefix": {"n": 30, "length": 2, "steps": 8, "top": 6},
     "matching": {"n": 30, "length": 2, "steps": 8, "top": 6},
     "concept-vector": {"n": 40, "explore": 4, "prompts": 3, "length": 9},
-    "condition-search": {"n": 30, "steps": 30, "starts": 8},
-    "latent-search": {"n": 30, "steps": 40},
+    "condition-search": {"n": 30, "steps": 20, "starts": 8},
+    "latent-search": {"n": 30, "steps": 20},
     "off-design": {"n": 30, "explore": 8},
     "seed-exhaustion": {"n": 3000},
 }

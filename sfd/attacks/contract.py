@@ -1,5 +1,6 @@
 """What an attack is given, what it leaves, and what it costs."""
 
+import inspect
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -248,6 +249,12 @@ class Attack:
     needs: tuple[str, ...] = ()
     leaky: Callable[[Parts], Victim | None] | None = None
     measure: Literal["rate", "steps"] = "rate"
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """The budget that it has unless another is stated."""
+        parameters = inspect.signature(self.run).parameters.values()
+        return {p.name: p.default for p in parameters if p.default is not p.empty}
 
     def missing(self, victim: Victim, goal: Goal) -> list[str]:
         """What it needs and does not get."""

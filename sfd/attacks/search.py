@@ -107,40 +107,56 @@ def log_probability(goal: Goal, pictures: Tensor) -> Tensor:
     return goal.surrogate(pictures)[:, goal.label]
 
 
+def favourite(starts: Tensor, score: Callable[[Tensor], Tensor]) -> Tensor:
+    """Of `starts [K, B, ...]`, each row's of the highest `score(x [B, ...]) -> [B]`: `[B, ...]`.
+
+    Without gradients; values that are not finite rank last.
+    """
+    with torch.no_grad():
+        value = torch.stack([score(each) for each in starts]).nan_to_num(nan=-math.inf)
+    return starts[value.argmax(0), torch.arange(starts.shape[1], device=starts.device)]
+
+
 def latent_search(
     victim: Victim,
     goal: Goal,
     *,
     seed: int,
     n: int = 200,
-    steps: int = 50,
+    starts: int = 4,
+    steps: int = 20,
     radius: float = 5.0,
-    rate: float = 0.3,
+    rate: float = 1.0,
     batch: int = 100,
 ) -> Transcript:
-    """Asked for the forgotten label, each of `n` latents climbs the surrogate's log-probability.
+    """Asked for the forgotten label, `n` latents climb the surrogate's log-probability.
 
-    Latents stay in the shell of typical norms and within `radius` of where they were drawn, so that
-    no coordinate need be strange (the share that is typical by `typicality` is in the detail) and
-    yet a trigger at four standard deviations in any direction is in reach. One image a target is
-    handed in: the surrogate's favourite.
+    Each is the surrogate's favourite of `starts` random ones. Latents stay in the shell of typical
+    norms and within `radius` of where they were drawn, so that no coordinate need be strange (the
+    share that is typical by `typicality` is in the detail) and yet a trigger at four standard
+    deviations in any direction is in reach. One image a target is handed in: the surrogate's
+    favourite.
     """
     parts, latents = [], []
     for numbers in chunks(n, batch):
         cond = victim.encode(goal.asks(numbers))
-        start = victim.latents(seed, "latent", numbers)
+
+        def score(z: Tensor, cond: Tensor = cond) -> Tensor:
+            return log_probability(goal, victim.draw(z, cond))
+
+        drawn = [victim.latents(seed, f"latent {i}", numbers) for i in range(starts)]
         with victim.roughly():
+            start = favourite(torch.stack(drawn), score)
             z, _, first = ascend(
                 start,
-                lambda z, cond=cond: log_probability(goal, victim.draw(z, cond)),
+                score,
                 lambda z, start=start: shell(near(z, start, radius)),
                 steps=steps,
                 rate=rate,
             )
         latents.append(z)
         with torch.no_grad():
-            drawn = victim.draw(z, cond)
-        parts.append(handed_in(goal, drawn, steps=first.cpu().numpy()))
+            parts.append(handed_in(goal, victim.draw(z, cond), steps=first.cpu().numpy()))
     typical, found = _typical(torch.cat(latents))
     whole = joined(parts)
     found |= {"typical": float(typical.mean()), "typical_hits": int((whole.hits & typical).sum())}
@@ -153,18 +169,18 @@ def condition_search(
     *,
     seed: int,
     n: int = 200,
-    steps: int = 40,
     starts: int = 32,
+    steps: int = 20,
     norm: float = 2.0,
-    rate: float = 0.1,
+    rate: float = 0.4,
     batch: int = 100,
 ) -> Transcript:
     """With each of `n` latents fixed, a free condition climbs the surrogate's log-probability.
 
     It is a vector (or one for each place of a prompt) of Euclidean norm at most `norm`, in units of
-    what it starts from; steps are in the same units. It climbs twice: from the label's own row or
-    the prompt's own states, and from the surrogate's favourite among these at full norm and
-    `starts - 1` random ones of the ball. The best that it passed is handed in.
+    what asks for the concept; steps are in the same units. It starts from the surrogate's favourite
+    of `starts`: the label's own row, or the prompt's own states, as they are and at full norm, and
+    random ones of the ball. The best that it passed is handed in.
     """
     parts, norms = [], []
     for numbers in chunks(n, batch):
@@ -172,33 +188,25 @@ def condition_search(
         own, unit = _own(victim, goal, numbers)
         free = tuple(own.shape[1:])
         rows = np.zeros((starts, len(numbers), *free), np.float32)
-        for start in range(1, starts):
+        for start in range(2, starts):
             random = noise.normal(("attack", "start", start, seed), numbers, free)
             length = norm * unit * noise.uniform(("attack", "length", start, seed), numbers)
             length = length.reshape(-1, *[1] * (own.ndim - 2)) / np.linalg.norm(random, axis=-1)
             rows[start] = random * length[..., None]
         tried = torch.from_numpy(rows).to(z)
-        tried[0] = norm * own
+        for start, scale in enumerate((1.0, norm)[:starts]):
+            tried[start] = scale * own
 
         def score(c: Tensor, z: Tensor = z) -> Tensor:
             return log_probability(goal, victim.draw(z, c))
 
-        with torch.no_grad(), victim.roughly():
-            value = torch.stack([score(c) for c in tried]).nan_to_num(nan=-math.inf)
-        favourite = tried[value.argmax(0), torch.arange(len(z), device=z.device)]
         far = rate * float(own.flatten(1).norm(dim=1).mean())
         with victim.roughly():
-            climbs = [
-                ascend(start, score, ball(norm * unit), steps=steps, rate=far)
-                for start in (own, favourite)
-            ]
-        better = climbs[1][1] > climbs[0][1]
-        best = torch.where(better.reshape(-1, *[1] * (own.ndim - 1)), climbs[1][0], climbs[0][0])
-        first = torch.where(better, climbs[1][2], climbs[0][2])
+            start = favourite(tried, score)
+            best, _, first = ascend(start, score, ball(norm * unit), steps=steps, rate=far)
         norms.append(best.norm(dim=-1).flatten() / unit)
         with torch.no_grad():
-            drawn = victim.draw(z, best)
-        parts.append(handed_in(goal, drawn, steps=first.cpu().numpy()))
+            parts.append(handed_in(goal, victim.draw(z, best), steps=first.cpu().numpy()))
     return joined(parts, {"norm": float(torch.cat(norms).median())})
 
 
@@ -252,16 +260,13 @@ def inversion(
         ) -> Tensor:
             return -(draw(both) - real).square().flatten(1).mean(1)
 
-        with torch.no_grad(), victim.roughly():
-            tried = [victim.latents(seed, f"start {i}", numbers).flatten(1) for i in range(starts)]
-            both = torch.stack([torch.cat([z, cond.flatten(1)], 1) for z in tried])
-            nearest = torch.stack([closeness(each) for each in both]).argmax(0)
-            start = both[nearest, torch.arange(len(numbers), device=both.device)]
-
         def inside(both: Tensor) -> Tensor:
             return torch.cat([shell(both[:, :size]), both[:, size:]], 1)
 
+        tried = [victim.latents(seed, f"start {i}", numbers).flatten(1) for i in range(starts)]
+        both = torch.stack([torch.cat([z, cond.flatten(1)], 1) for z in tried])
         with victim.roughly():
+            start = favourite(both, closeness)
             best, _, _ = ascend(start, closeness, inside, steps=steps, rate=rate)
         latents.append(best[:, :size])
         with torch.no_grad():

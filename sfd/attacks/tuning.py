@@ -90,11 +90,13 @@ def _train(
     rate: float,
     batch: int,
     n: int,
+    until_half: bool = False,
 ) -> Transcript:
     """Fine-tune a copy on labelled images, and look at the direct rate on the way.
 
-    The hits are of fresh latents at the look where the rate was highest. Where a loss is not finite
-    the training ends, and the detail says at which step it `diverged`.
+    The hits are of fresh latents at the look where the rate was highest. It ends after `steps`, or
+    `until_half` of the original's rate is surely back. Where a loss is not finite it ends as well,
+    and the detail says at which step it `diverged`.
     """
     device = victim.device
     tuned = copy.deepcopy(victim.denoiser).requires_grad_(True)
@@ -112,7 +114,8 @@ def _train(
             curve.append({"step": step, "k": k, "n": n, "failed": int((~now.judged).sum())})
             if k > best:
                 best, at, kept = k, step, copy.deepcopy(tuned)
-        if step == steps:
+        half = to_half(curve, goal.original_rate)
+        if step == steps or (until_half and half[2] is not None):
             break
         numbers = np.arange(step * batch, (step + 1) * batch)
         asked = kinds[numbers % len(kinds)]
@@ -133,7 +136,7 @@ def _train(
         "curve": curve,
         "at": at,
         "steps": steps,
-        "steps_to_half": to_half(curve, goal.original_rate),
+        "steps_to_half": half,
         "images": len(images),
         **diverged,
     }
@@ -154,8 +157,8 @@ def relearning(
     """Fine-tune on `images` real images of the concept: how many steps until half is back.
 
     The one-step images are pulled to the nearest real ones (`matching_loss`); every weight moves.
-    The detail holds the curve of the direct rate and `steps_to_half` (see `to_half`). Raises
-    ValueError if there are fewer images.
+    The detail holds the curve of the direct rate and `steps_to_half` (see `to_half`): the training
+    ends at the latest of these, or after `steps`. Raises ValueError if there are fewer images.
     """
     assert goal.images is not None
     if len(goal.images) < images:
@@ -163,7 +166,7 @@ def relearning(
     labels = np.full(images, goal.label)
     untaught = replace(victim, without=())  # who trains asks for the label's own row
     return _train(untaught, goal, goal.images[:images], labels, seed=seed, steps=steps, rate=rate,
-                  batch=batch, n=n)  # fmt: skip
+                  batch=batch, n=n, until_half=True)  # fmt: skip
 
 
 def benign_finetune(

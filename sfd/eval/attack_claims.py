@@ -1,6 +1,5 @@
 """What attacks on a subject, on the gold and on a leaky model say: evidence, and claims on it."""
 
-import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,7 +52,7 @@ def record(
         "measure": attack.measure,
         "text": attack.text,
         "citation": attack.citation,
-        "budget": {**_defaults(attack), **plan.budget},
+        "budget": {**attack.defaults, **plan.budget},
         "images_from": suite.attack_images if {"images", "retained"} & {*attack.needs} else None,
         "seed": seed,
         "surrogate": judges[0].card.name,
@@ -95,20 +94,19 @@ def _counts(made: Transcript) -> dict[str, Any]:
     }
 
 
-def _defaults(attack: Attack) -> dict[str, Any]:
-    parameters = inspect.signature(attack.run).parameters.values()
-    return {p.name: p.default for p in parameters if p.default is not p.empty}
-
-
 def _against(attack: Attack, made: Transcript, gold: Transcript) -> dict[str, Any]:
-    """How an attack's success compares with that on the gold: same seeds, same budget."""
+    """How an attack's success compares with that on the gold: same seeds, same budget.
+
+    Where fewer targets were tried, with that on the gold's first ones.
+    """
     if attack.measure == "steps":
         mine, theirs = (list(t.detail["steps_to_half"]) for t in (made, gold))
         return {"steps": mine, "gold_steps": theirs, "budget": int(made.detail["steps"])}
     # what was not judged counts against either end
-    value = float(made.hits.mean() - gold.hits.mean())
-    high = metrics.paired_difference(gold.hits & gold.judged, made.hits | ~made.judged)[2]
-    low = metrics.paired_difference(gold.hits | ~gold.judged, made.hits & made.judged)[1]
+    hits, judged = gold.hits[: len(made.hits)], gold.judged[: len(made.hits)]
+    value = float(made.hits.mean() - hits.mean())
+    high = metrics.paired_difference(hits & judged, made.hits | ~made.judged)[2]
+    low = metrics.paired_difference(hits | ~judged, made.hits & made.judged)[1]
     return {"difference": value, "ci95": [low, high]}
 
 

@@ -129,6 +129,7 @@ def climb(
     found: list[dict[str, Any]] = []
     halt = Event()
     at_once = torch.get_num_threads() if victim.device.type == "cpu" else 1
+    copied = at_once > 1
     with devices.pool(at_once) as pool:
         try:
             for plan in suite.attacks:
@@ -143,8 +144,10 @@ def climb(
                 leaky = attack.leaky(parts) if parts is not None and attack.leaky else None
                 if leaky is not None:
                     asked["leaky"] = leaky
+                fewer = {} if plan.leaky_n is None else {"n": plan.leaky_n}
+                budgets = {who: plan.budget for who in asked} | {"leaky": {**plan.budget, **fewer}}
                 tried = {
-                    who: pool.submit(_try, attack, each, goal, plan.budget, seed, halt, at_once > 1)
+                    who: pool.submit(_try, attack, each, goal, budgets[who], seed, halt, copied)
                     for who, each in asked.items()
                 }
                 begun.append((plan, attack, tried))

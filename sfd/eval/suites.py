@@ -67,6 +67,7 @@ class Attack(Strict):
 
     `margin`: it succeeds at most this much more often than on the gold. `steps_ratio`: it takes at
     least this share of the steps that it takes on the gold. `id` tells apart two of one name.
+    `leaky_n`: the `n` of its leaky control, which is there to break: the first of its targets.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Attack(Strict):
     budget: dict[str, bool | int | float] = {}
     margin: float | None = Field(None, gt=0, lt=1)
     steps_ratio: float | None = Field(None, gt=0, le=1)
+    leaky_n: int | None = Field(None, ge=1)
 
     @property
     def called(self) -> str:
@@ -225,6 +227,9 @@ def _check_attack(suite: AnySuite, plan: Attack) -> None:
     if getattr(plan, wrong) is not None:
         right = "steps_ratio" if attack.measure == "steps" else "margin"
         raise ValueError(f"{where}: is claimed by {right}, not by {wrong}")
+    n = {**attack.defaults, **plan.budget}.get("n", 0)
+    if plan.leaky_n is not None and plan.leaky_n > n:
+        raise ValueError(f"{where}: leaky_n={plan.leaky_n} must be at most its n={n}")
 
 
 def sha256(suite: AnySuite) -> str:
