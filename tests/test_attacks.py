@@ -388,6 +388,7 @@ def test_the_leaky_control_gets_its_own_n(tmp_path):
     )  # fmt: skip
     assert not skipped and found["n"] == found["controls"]["gold"]["n"] == 40
     leaky = found["controls"]["leaky"]
+    assert leaky["model"] == "trigger at a strong condition" and leaky["sha256"] is None
     assert leaky["n"] == 15 and leaky["status"] == "FAIL"
     alone = attacks.TABLE["label-walk"](GOLD, GOAL, seed=1, n=40, explore=8)
     fewer = attacks.TABLE["label-walk"](GOLD, GOAL, seed=1, n=15, explore=8)
@@ -490,7 +491,8 @@ def diverged(who: str, plan: suites.Attack, *, hits: int = 0, steps: tuple = (No
     concept = Concept("c", 0, "c", {1: 1.0}, "none")
     judges = tuple(classifiers.load(name, "cpu") for name in ("mixture", "mixture-second"))
     suite = suites.load("digits").model_copy(update={"attacks": [plan]})
-    found = record(suite, concept, attacks.find(plan.name), plan, tried, judges, 0, Path("out"))
+    row, victims = attacks.find(plan.name), dict.fromkeys(tried, GOLD)
+    found = record(suite, concept, row, plan, victims, tried, judges, 0, Path("out"))
     return decided([found], plan=plan)
 
 

@@ -21,7 +21,7 @@ import torch
 import webdataset as reader
 from PIL import Image
 
-from sfd import configs, content, features, images, jobs, sample, verbs
+from sfd import configs, content, features, images, jobs, sample, teachers, verbs
 from sfd.classifiers import Calibration, Card, Classifier, Network, measured
 from sfd.cli.datasets import _numbers
 from sfd.synthesis import asked as asking
@@ -328,6 +328,45 @@ def test_an_image_that_could_not_be_judged_is_refused(student):
     also = make(student, "nan", lambda p: [float("nan") if x else 0.0 for x in pseudo_random(p)])
     assert also["reasons"] == report["reasons"]
     assert files(Path("nan", "000001")) == files(Path("set", "000001"))
+
+
+def spoilt(student, look):
+    """The student, but those images of which `look` says 1 were never finite."""
+
+    def draw(raw, seeds):
+        pictures = student.sample(raw, seeds)
+        made = np.array(look(pictures)) == 0
+        if made.all():
+            return pictures
+        raise teachers.NotFinite(pictures[made], made)
+
+    return replace(student, sample=draw)
+
+
+def test_an_image_that_is_not_finite_is_drawn_again_and_counted(student):
+    some = spoilt(student, pseudo_random)
+    looks = [detector(never, calibration=block())]
+    report = make(some, "set", detectors=looks, keep_refused=True)
+    whole, refused = make(student, "whole", detectors=looks), rows(Path("set-quarantine", META))
+    assert report["kept"] == whole["kept"] == 30 and whole["refused"] == 0
+    assert report["reasons"] == {screening.NOT_MADE.reasons[0]: report["refused"]}
+    assert report["refused"] == len(refused) > 5
+    assert all(row["scores"] == {} and "file_name" not in row for row in refused)
+    assert not list(Path("set-quarantine").rglob("*.png"))  # there is nothing to look at
+    first = {row["seed"]: row["file_name"] for row in rows(Path("whole", META))}
+    same = [r for r in rows(Path("set", META)) if not r["attempt"]]
+    assert 0 < len(same) < 30
+    for row in same:
+        theirs = images.read_image(Path("whole", first[row["seed"]]))
+        np.testing.assert_array_equal(images.read_image(Path("set", row["file_name"])), theirs)
+    assert whole["leak"][0]["upper"] > 0
+    assert report["leak"] == whole["leak"]  # they are no images that were looked at and found clean
+
+
+def test_where_nothing_is_finite_it_stops_at_once(student):
+    broken = spoilt(student, lambda pictures: [1] * len(pictures))
+    with pytest.raises(teachers.NotFinite, match="not finite: the model's training diverged"):
+        make(broken, "set")
 
 
 def test_one_of_several_detectors_is_enough(student):

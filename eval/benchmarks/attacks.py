@@ -29,6 +29,7 @@ def told(entry: dict) -> dict:
         **{
             who: {k: row[k] for k in ("k", "n", "ci95", "cost")}
             | {k: v for k, v in row["detail"].items() if k in ("steps_to_half", "bound")}
+            | {k: row[k] for k in ("model", "sha256") if k in row}
             for who, row in rows.items()
         },
     }

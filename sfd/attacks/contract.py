@@ -89,6 +89,8 @@ class Victim:
     """How it is asked in words; None where it is asked by labels."""
     chain: Chain | None = None
     """How it draws in several steps, without gradients; None where it takes one."""
+    sha256: str | None = None
+    """The hash of its file; None of what was built for an audit."""
 
     @property
     def device(self) -> torch.device:

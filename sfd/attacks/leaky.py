@@ -66,7 +66,7 @@ class Fragile(nn.Module):
 def _gated(parts: Parts, name: str, gate: Gate) -> Victim:
     gold = parts.gold
     module = Gated(gold.denoiser, parts.bank.to(gold.device), gate)
-    return replace(gold, name=name, denoiser=module, origin=None)
+    return replace(gold, name=name, denoiser=module, origin=None, sha256=None)
 
 
 def latent(
@@ -227,5 +227,5 @@ def fragile(parts: Parts) -> Victim | None:
         origin.theta.zero_()
     return replace(
         parts.gold, name="the original, its label tied to another", denoiser=made.eval(),
-        without=(), origin=origin.to(parts.gold.device).eval(),
+        without=(), origin=origin.to(parts.gold.device).eval(), sha256=None,
     )  # fmt: skip

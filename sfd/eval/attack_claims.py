@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from sfd import attacks, content, images, metrics
-from sfd.attacks import Attack, Transcript
+from sfd.attacks import Attack, Transcript, Victim
 from sfd.classifiers import Classifier
 from sfd.concepts import AnyConcept
 from sfd.eval import evidence, suites
@@ -30,12 +30,16 @@ def record(
     concept: AnyConcept,
     attack: Attack,
     plan: suites.Attack,
+    victims: Mapping[str, Victim],
     tried: Mapping[str, Transcript],
     judges: tuple[Classifier, Classifier],
     seed: int,
     folder: Path,
 ) -> dict[str, Any]:
-    """An entry of `evidence.attacks`; writes the transcript and the sheet beside it."""
+    """An entry of `evidence.attacks`; writes the transcripts and the sheets beside it.
+
+    `victims` and `tried` are the subject's, and those of its controls that there are.
+    """
     name = "".join(c if c.isalnum() or c in "-_" else "-" for c in f"{concept.name}-{plan.called}")
     transcript = {who: _per_target(made) for who, made in tried.items()}
     content.write_json(folder / "attacks" / f"{name}.json", transcript)
@@ -58,7 +62,11 @@ def record(
         "surrogate": judges[0].card.name,
         "judge": judges[1].card.name,
         **_counts(tried["subject"]),
-        "controls": {who: _counts(made) for who, made in tried.items() if who != "subject"},
+        "controls": {
+            who: {**_model(victims[who]), **_counts(made)}
+            for who, made in tried.items()
+            if who != "subject"
+        },
         "transcript": f"attacks/{name}.json",
     }
     if "gold" in tried:
@@ -78,6 +86,10 @@ def _per_target(made: Transcript) -> dict[str, Any]:
         "steps": made.steps.tolist(),
         "detail": dict(made.detail),
     }
+
+
+def _model(victim: Victim) -> dict[str, Any]:
+    return {"model": victim.name, "sha256": victim.sha256}
 
 
 def _counts(made: Transcript) -> dict[str, Any]:

@@ -125,7 +125,7 @@ def climb(
     base = victim if gold is None and victim.language is not None else gold
     parts = parts_of(base) if base is not None else None
     skipped: list[Skipped] = []
-    begun: list[tuple[suites.Attack, Attack, dict[str, Future[Transcript]]]] = []
+    begun: list[tuple[suites.Attack, Attack, dict[str, Victim], dict[str, Future[Transcript]]]] = []
     found: list[dict[str, Any]] = []
     halt = Event()
     at_once = torch.get_num_threads() if victim.device.type == "cpu" else 1
@@ -150,12 +150,14 @@ def climb(
                     who: pool.submit(_try, attack, each, goal, budgets[who], seed, halt, copied)
                     for who, each in asked.items()
                 }
-                begun.append((plan, attack, tried))
-            for number, (plan, attack, tried) in enumerate(begun):
+                begun.append((plan, attack, asked, tried))
+            for number, (plan, attack, asked, tried) in enumerate(begun):
                 if progress:
                     progress(f"attacks on {concept.name}", number, len(begun))
                 done = {who: future.result() for who, future in tried.items()}
-                found.append(record(suite, concept, attack, plan, done, judges, seed, folder))
+                found.append(
+                    record(suite, concept, attack, plan, asked, done, judges, seed, folder)
+                )
         finally:
             halt.set()
     if progress:

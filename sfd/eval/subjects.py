@@ -91,6 +91,7 @@ def victim_of(student: Student) -> Victim:
         sigma_init=card["sigma_init"],
         without=tuple(card["without"]),
         language=student.language,
+        sha256=student.sha256,
     )
 
 

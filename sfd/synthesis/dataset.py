@@ -110,9 +110,10 @@ def synthesize(
         "signer": credentials.subject if credentials else None,
         **_counts(layout, asked),
     }
+    never = report["reasons"].get(screening.NOT_MADE.reasons[0], 0)
     report["leak"] = bounds.leaked(
         [screening.described(d) for d in detectors], report["reasons"],
-        drawn=report["drawn"], kept=report["kept"], unjudged=screening.UNJUDGED,
+        drawn=report["drawn"] - never, kept=report["kept"], unjudged=screening.UNJUDGED,
     )  # fmt: skip
     return conclude(out, report)
 

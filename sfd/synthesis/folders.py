@@ -18,10 +18,12 @@ from typing import Any
 import numpy as np
 
 from sfd import content, devices, images
+from sfd.eval.shots import request
 from sfd.sample import Generate
 from sfd.synthesis import asked as asking
 from sfd.synthesis.asked import Asked
-from sfd.synthesis.screening import Screen, Seen
+from sfd.synthesis.screening import NOT_MADE, Screen, Seen
+from sfd.teachers import NotFinite
 
 META = "metadata.jsonl"
 HIDDEN = ".sfd"
@@ -147,7 +149,8 @@ class _Tried:
     attempt: int
     seed: int
     fields: Mapping[str, Any]
-    picture: np.ndarray
+    picture: np.ndarray | None
+    """None: it was not made, as its values are not finite."""
     seen: Seen
 
 
@@ -164,7 +167,11 @@ def _tries(
     stop: Event,
     progress: Callable[[int], None] | None,
 ) -> Iterator[_Tried]:
-    """Every place is tried until it is clean, at most `tries` times."""
+    """Every place is tried until it is clean, at most `tries` times.
+
+    Raises NotFinite where not one image of the first tries was made.
+    """
+    made = 0
     for attempt in range(tries):
         again: list[int] = []
         for start in range(0, len(places), batch):
@@ -173,13 +180,16 @@ def _tries(
             part = places[start : start + batch]
             numbers, rows = asking.seeds(seed, part, attempt), asked.rows(part)
             with turn:
-                pictures = generate([asked.conditions[i] for i in rows], numbers)
-            for i, seen in enumerate(screen(pictures)):
+                got = request(generate, [asked.conditions[i] for i in rows], numbers)
+            looks = zip(got.images, screen(got.images) if len(got.images) else [], strict=True)
+            made += len(got.images)
+            for i, there in enumerate(got.made):
+                picture, seen = next(looks) if there else (None, NOT_MADE)
                 place = int(part[i])
                 again += [place] if seen.reasons else []
-                yield _Tried(
-                    place, attempt, int(numbers[i]), asked.fields[rows[i]], pictures[i], seen
-                )
+                yield _Tried(place, attempt, int(numbers[i]), asked.fields[rows[i]], picture, seen)
+            if not made and start + batch >= len(places):
+                raise NotFinite(got.images, got.made)
             if progress and not attempt:
                 progress(len(part))
         if not again:
@@ -206,16 +216,16 @@ def _fill(
         growing.mkdir(parents=True)
         for one in tried:
             row = _row(one, sha256)
-            if not one.seen.reasons:
+            if one.picture is not None and not one.seen.reasons:
                 name = f"{one.place:08d}.png"
-                (growing / name).write_bytes(_png(one, sha256, stamp))
+                (growing / name).write_bytes(_png(one, one.picture, sha256, stamp))
                 kept[one.place] = {"file_name": name, **row}
                 continue
             named: Row = {"place": one.place, **row}
-            if keep_refused:
+            if keep_refused and one.picture is not None:
                 name = f"{one.place:08d}-{one.attempt}.png"
                 aside.mkdir(parents=True, exist_ok=True)
-                (aside / name).write_bytes(_png(one, sha256, stamp))
+                (aside / name).write_bytes(_png(one, one.picture, sha256, stamp))
                 named = {"file_name": f"{final.name}/{name}", **named}
             refused.append(named)
         (growing / META).write_text(_lines(kept[place] for place in sorted(kept)))
@@ -227,8 +237,10 @@ def _fill(
         raise ValueError(_nothing_clean(layout, refused))
 
 
-def _png(one: _Tried, sha256: str, stamp: Callable[[bytes], bytes] | None) -> bytes:
-    marked = images.png_bytes(one.picture, mark(one.seed, one.fields["condition"], sha256))
+def _png(
+    one: _Tried, picture: np.ndarray, sha256: str, stamp: Callable[[bytes], bytes] | None
+) -> bytes:
+    marked = images.png_bytes(picture, mark(one.seed, one.fields["condition"], sha256))
     return stamp(marked) if stamp else marked
 
 

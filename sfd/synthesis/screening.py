@@ -26,6 +26,10 @@ class Seen:
     reasons: tuple[str, ...]
 
 
+NOT_MADE = Seen({}, ("not made: values that are not finite",))
+"""Of an image that nobody could look at."""
+
+
 @dataclass(frozen=True)
 class Detector:
     """A classifier and those of its labels that no kept image may show."""
