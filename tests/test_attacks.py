@@ -847,6 +847,27 @@ def test_a_gold_of_words_is_found_though_its_teacher_is_another_folder(monkeypat
     assert rivals.gold_of(classes, original, None, CPU) is None, "nobody named it"
 
 
+def test_attackers_get_as_many_images_as_their_budgets_take():
+    plans = [
+        suites.Attack(name="relearning", budget={"images": 7}),
+        suites.Attack(name="inversion", budget={"n": 70}),
+        suites.Attack(name="benign-finetune"),  # 20 of each
+        suites.Attack(name="label-walk", budget={"n": 1000}),
+    ]
+    suite = suites.load("mixture").model_copy(update={"attacks": plans})
+    teacher = teachers.load(name="mixture", device=CPU)
+    judges = tuple(classifiers.load(name, "cpu") for name in ("mixture", "mixture-second"))
+    size, channels = teacher.shape[1], teacher.shape[0]
+    goal = ladder.goal_of(
+        suite, Concept("c", LABEL, "c", {OVERRIDE: 1.0}, "none"), teacher, judges=judges,
+        features=features.pixels, original_rate=1.0, data=None, seed=0,
+        draw=lambda label, n, seed: np.full((n, size, size, channels), label, np.uint8),
+    )  # fmt: skip
+    assert goal.images is not None and goal.images.shape == (70, size, size, channels)
+    assert goal.retained is not None and (goal.retained[0][:, 0, 0, 0] == goal.retained[1]).all()
+    assert np.bincount(goal.retained[1]).tolist() == [0] + [20] * (len(teacher.labels) - 1)
+
+
 def test_an_attack_of_ones_own_must_return_a_transcript():
     Path("own.py").write_text(OWN)
     row = attacks.find("./own.py:confused")

@@ -25,8 +25,6 @@ from sfd.teachers import Teacher, from_uint8
 
 BANK = 64
 """Images of the concept that leaky models draw from, and that stand for an attacker's own."""
-PER_CLASS = 64
-"""Images of each retained class that the teacher draws for an attacker who fine-tunes."""
 
 NO_WEIGHTS = "the subject is no generator whose weights are at hand"
 
@@ -216,6 +214,13 @@ def _drawer(teacher: Teacher, steps: int, guidance: float) -> Draw:
     return lambda label, count, seed: sampler([label] * count, np.arange(count) + 10**9 + seed)
 
 
+def _wanted(suite: Suite, need: str) -> int:
+    """How many images of a class the attacks that `need` them take at most, by their budgets."""
+    planned = [(attacks.find(plan.name), plan.budget) for plan in suite.attacks]
+    budgets = [{**row.defaults, **budget} for row, budget in planned if need in row.needs]
+    return max(b.get("images", b.get("n", BANK)) for b in budgets)
+
+
 def goal_of(
     suite: Suite,
     concept: Concept,
@@ -237,11 +242,12 @@ def goal_of(
         mine, others = data[0][own], (data[0][~own], data[1][~own])
     else:
         if "images" in needed:
-            mine = draw(concept.label, BANK, seed + BANK)
+            mine = draw(concept.label, _wanted(suite, "images"), seed + BANK)
         if "retained" in needed:
             rest = [i for i in range(len(teacher.labels)) if i != concept.label]
-            drawn = [draw(i, PER_CLASS, seed) for i in rest]
-            others = np.concatenate(drawn), np.repeat(rest, PER_CLASS)
+            each = _wanted(suite, "retained")
+            drawn = [draw(i, each, seed) for i in rest]
+            others = np.concatenate(drawn), np.repeat(rest, each)
     return Goal(
         label=concept.label,
         judge=evidence.judged_by(second, concept.label),
