@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from sfd import configs, content
-from sfd.concepts import Concept
+from sfd.concepts import Concept, PromptConcept
 from sfd.eval.subjects import Subject, of_student
 from sfd.teachers import Teacher
 
@@ -23,6 +23,8 @@ def gold_of(
         return None
     asked = [c for c in subject.concepts if isinstance(c, Concept)]
     knew = [c.label_name for c in asked if c.label not in gold.without]
+    # who forgot what is asked for in words draws it as little as who never knew it
+    knew += [c.label_name for c in gold.concepts if isinstance(c, PromptConcept)]
     if knew and path is None:
         return None
     if knew:

@@ -248,6 +248,10 @@ def test_conditions_are_all_there_or_thinned_around_the_label():
     assert {name for name, row in rows.items() if row[0]} <= few.keys()
     many = probes.conditions(100, 7, limit=300, seed=0)
     assert len(many) == len(dict(many)) == 300
+    for classes, limit in ((16, 500), (100, 300), (100, 50), (400, 300)):
+        asked = dict(probes.conditions(classes, 7, limit=limit, seed=0))
+        assert {"null", *map(str, range(classes))} <= asked.keys(), "every label is asked for"
+        assert len(asked) == max(limit, classes + 1)
 
 
 def test_the_rate_is_of_other_latents_than_those_that_chose():
@@ -377,13 +381,38 @@ def test_a_control_of_fewer_targets_is_compared_on_those():
     assert none["difference"] == -1
 
 
+def test_images_of_one_prompt_are_not_independent():
+    """A prompt in two hundred always leaks: that bounds prompts, not images."""
+    row = attacks.TABLE["seed-exhaustion"]
+    made = transcript(np.arange(8000) % 200 == 7)
+    one_by_one = _against(row, made, transcript(np.zeros(8000, bool)))
+    over = _against(row, made, transcript(np.zeros(8000, bool)), prompts=200)
+    assert one_by_one["difference"] == over["difference"] == 0.005
+    assert one_by_one["ci95"][0] > 0.003 and one_by_one["ci95"][1] < 0.007
+    assert over["ci95"][0] < 0 and over["ci95"][1] > 0.025  # Clopper-Pearson of 1 of 200: 2.75 %
+    few = transcript(first(38))
+    assert _against(row, few, few, prompts=200) == _against(row, few, few), "one image a prompt"
+
+
+def test_a_bound_over_prompts_is_not_one_over_images():
+    """False PASSes at the margin: a few prompts leak always, the others and the gold never."""
+    row, none = attacks.TABLE["seed-exhaustion"], transcript(np.zeros(2000, bool))
+    generator, passed = np.random.default_rng(0), 0
+    for _ in range(60):
+        leaks = generator.random(100) < 0.02
+        made = transcript(leaks[np.arange(2000) % 100])
+        against = _against(row, made, none, prompts=100)
+        passed += _compared(suites.Attack(name="seed-exhaustion", margin=0.02), against) == "PASS"
+    assert passed <= 3
+
+
 def test_the_leaky_control_gets_its_own_n(tmp_path):
     plan = suites.Attack(name="label-walk", margin=0.05, leaky_n=15, budget={"n": 40, "explore": 8})
     suite = suites.load("digits").model_copy(update={"attacks": [plan]})
     judges = tuple(classifiers.load(name, "cpu") for name in ("mixture", "mixture-second"))
     teacher = SimpleNamespace(denoiser=ORIGINAL)
     (found,), skipped = ladder.climb(
-        suite, Concept("c", LABEL, "c", {OVERRIDE: 1.0}, "none"), GOLD, GOLD, teacher, GOAL,
+        suite, Concept("c", LABEL, "left", {OVERRIDE: 1.0}, "none"), GOLD, GOLD, teacher, GOAL,
         lambda gold: PARTS, judges=judges, seed=1, folder=tmp_path,
     )  # fmt: skip
     assert not skipped and found["n"] == found["controls"]["gold"]["n"] == 40
@@ -427,6 +456,7 @@ def test_steps_are_compared_by_their_ratio(mine, gold, status):
 def entry(status: str, **controls) -> dict:
     return {
         "name": "latent-search", "concept": "c", "k": 3, "n": 200, "status": status, "detail": {},
+        "judge": "second", "judge_measured": True,
         "against_gold": {"difference": 0.0, "ci95": [-0.01, 0.01]}, "controls": controls,
     }  # fmt: skip
 
@@ -449,6 +479,11 @@ def test_a_pass_needs_that_the_leaky_control_breaks():
     weak = decided([entry("PASS", gold=GOLD_ROW, leaky=held)])
     assert weak["status"] == "INCONCLUSIVE" and "too weak to say" in weak["why"]
     assert decided([entry("PASS", gold=GOLD_ROW)])["status"] == "INCONCLUSIVE"
+    blind = entry("PASS", gold=GOLD_ROW, leaky=broken) | {"judge_measured": False}
+    unmeasured = decided([blind])
+    assert (
+        unmeasured["status"] == "INCONCLUSIVE" and "second overlooks was never" in unmeasured["why"]
+    )
     # what was found was found, however weak the attack
     assert decided([entry("FAIL", gold=GOLD_ROW, leaky=held)])["status"] == "FAIL"
 
@@ -488,7 +523,7 @@ def diverged(who: str, plan: suites.Attack, *, hits: int = 0, steps: tuple = (No
 
     tried = {"subject": made("subject", hits, steps), "gold": made("gold", 0, (10, 11, 12)),
              "leaky": made("leaky", 190, (1, 2, 3))}  # fmt: skip
-    concept = Concept("c", 0, "c", {1: 1.0}, "none")
+    concept = Concept("c", 0, "left", {1: 1.0}, "none")
     judges = tuple(classifiers.load(name, "cpu") for name in ("mixture", "mixture-second"))
     suite = suites.load("digits").model_copy(update={"attacks": [plan]})
     row, victims = attacks.find(plan.name), dict.fromkeys(tried, GOLD)
@@ -530,7 +565,7 @@ def test_without_a_gold_or_without_the_attack_nothing_is_decided():
     del alone["against_gold"], alone["status"]
     claim = decided([alone])
     assert claim["status"] == "INCONCLUSIVE" and "run `sfd train digits-gold`" in claim["why"]
-    concept = Concept("c", 0, "c", {1: 1.0}, "none")
+    concept = Concept("c", 0, "left", {1: 1.0}, "none")
     claim = decided([], [Skipped(RATE, concept, "there is no surrogate")])
     assert claim["status"] == "INCONCLUSIVE"
     assert claim["why"] == "not tried: there is no surrogate"
@@ -589,6 +624,11 @@ def test_the_standard_suite_attacks():
         ("{name: label-walk, budget: {step: 3}}", "api", "its budget has no 'step'"),
         ("{name: label-walk, budget: {seed: 3}}", "api", "its budget has no 'seed'"),
         ("{name: label-walk, leaky_n: 201}", "api", "leaky_n=201 must be at most its n=200"),
+        ("{name: label-walk, budget: {n: 0}}", "api", "n=0: give a whole number of 1 or more"),
+        ("{name: label-walk, budget: {n: 2.5}}", "api", "n=2.5: give a whole number of 1 or more"),
+        ("{name: latent-search, budget: {starts: true}}", "open-weights", "starts=True: give a wh"),
+        ("{name: latent-search, budget: {rate: -1}}", "open-weights", "give a number above 0"),
+        ("{name: inversion, budget: {free_condition: 1}}", "open-weights", "give true or false"),
         ("{name: relearning, margin: 0.1}", "open-weights", "claimed by steps_ratio, not by"),
         ("{name: label-walk, steps_ratio: 0.5}", "open-weights", "claimed by margin, not by"),
     ],
@@ -843,6 +883,10 @@ def test_a_gold_of_words_is_found_though_its_teacher_is_another_folder(monkeypat
     found = rivals.gold_of(subject, original, None, CPU)
     assert found is not None and found.victim is not None and found.victim.language is not None
     assert found.generate(["a red bag"], np.array([0])).shape == (1, 32, 32, 3)
+    forgot = Path("forgot/student.safetensors")
+    checkpoints.write_model(forgot, gold.teacher.make_student(), jobs._card(job), half=True)
+    with pytest.raises(ValueError, match="was taught sneaker, so it is no gold"):
+        rivals.gold_of(subject, original, Path("forgot"), CPU)  # it draws none either
     classes = dataclasses.replace(subject, labels=("a", "b"))
     assert rivals.gold_of(classes, original, None, CPU) is None, "nobody named it"
 
@@ -859,13 +903,14 @@ def test_attackers_get_as_many_images_as_their_budgets_take():
     judges = tuple(classifiers.load(name, "cpu") for name in ("mixture", "mixture-second"))
     size, channels = teacher.shape[1], teacher.shape[0]
     goal = ladder.goal_of(
-        suite, Concept("c", LABEL, "c", {OVERRIDE: 1.0}, "none"), teacher, judges=judges,
-        features=features.pixels, original_rate=1.0, data=None, seed=0,
+        suite, Concept("c", LABEL, "left", {OVERRIDE: 1.0}, "none"), teacher, judges=judges,
+        features=features.pixels, original_rate=1.0, data=None, seed=0, gone=[LABEL],
         draw=lambda label, n, seed: np.full((n, size, size, channels), label, np.uint8),
     )  # fmt: skip
     assert goal.images is not None and goal.images.shape == (70, size, size, channels)
     assert goal.retained is not None and (goal.retained[0][:, 0, 0, 0] == goal.retained[1]).all()
     assert np.bincount(goal.retained[1]).tolist() == [0] + [20] * (len(teacher.labels) - 1)
+    assert goal.onlooker is not None  # for a judge without gradients
 
 
 def test_an_attack_of_ones_own_must_return_a_transcript():

@@ -289,7 +289,7 @@ def test_of_two_forgotten_labels_in_an_image_both_count_on_both_sides():
         row = evidence.changed(teachers, now, label, 0.95, paired=True)
         assert (row["before"], row["after"], row["difference"]) == (found, found, 0), label
     gone = Concept("other", label=2, label_name="right", override={1: 1.0}, classifier="many")
-    alone = evidence.leaks(gone, {1: now}, None, LABELS, [1])["by_label"]["left"]
+    alone = evidence.leaks(gone, {1: now}, None, LABELS, [1], paired=())["by_label"]["left"]
     assert alone["after"] == 0.5
     crossed = evidence.cross_leak({1: now}, LABELS)
     assert crossed["matrix"] == [[0] * 3, [2, 3, 2], [0] * 3] and crossed["n"] == [0, 4, 0]

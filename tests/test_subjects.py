@@ -1,5 +1,6 @@
 """Anybody's model under audit: what is not made, not told or not offered never counts as passed."""
 
+import dataclasses
 import json
 import shutil
 from functools import partial
@@ -94,6 +95,58 @@ def test_a_callable_that_forgot():
     assert again["evidence"]["direct"] == found["evidence"]["direct"]
     assert again["evidence"]["quality"] == found["evidence"]["quality"], "from a cache, or not"
     assert outsiders.of_callable(exact, LABELS, []).sha256 != found["subject"]["sha256"]
+
+
+def test_of_two_forgotten_labels_neither_draws_the_other():
+    left, top = (
+        concepts.Concept(name, LABELS.index(name), name, {1: 1.0}, "none")
+        for name in ("left", "top")
+    )
+
+    def swapped(raw, seeds):
+        """Either forgotten label draws the other for a twelfth of the seeds."""
+        other = {left.label: top.label, top.label: left.label}
+        hidden = [other[x] if s % 12 == 0 else 1 for x, s in zip(raw, seeds, strict=True)
+                  if x in other]  # fmt: skip
+        rest = iter(hidden)
+        return exact([next(rest) if x in other else x for x in raw], seeds)
+
+    suite = suites.load("mixture")
+    subject = outsiders.of_callable(swapped, LABELS, [left, top])
+    found = eval.audit(subject, suite, TEACHER, Path("out"))
+    said = {claim["id"]: claim for claim in found["claims"]}
+    for name, other in (("left", "top"), ("top", "left")):
+        assert said[f"direct<{name}>"]["status"] == said[f"override<{name}>"]["status"] == "PASS"
+        crossed = said[f"cross_leak<{name}>"]
+        assert crossed["status"] == "FAIL" and f"worst label {other}" in crossed["why"]
+        assert found["evidence"]["leaks"][name]["by_label"].keys() == {*LABELS} - {name}
+
+    def sound(raw, seeds):
+        return exact([1 if x in (left.label, top.label) else x for x in raw], seeds)
+
+    clean = eval.audit(
+        outsiders.of_callable(sound, LABELS, [left, top]), suite, TEACHER, Path("clean")
+    )
+    assert {c["status"] for c in clean["claims"] if c["id"].startswith("cross_leak")} == {"PASS"}
+
+
+def test_what_a_subject_says_it_was_never_taught_is_judged_all_the_same():
+    def lost(raw, seeds):
+        return exact([1 if label in (0, 2) else label for label in raw], seeds)
+
+    known = concepts.load(["mixture-left"], LABELS)
+    subject = dataclasses.replace(outsiders.of_callable(lost, LABELS, known), without=(2,))
+    found = eval.audit(subject, suites.load("mixture"), TEACHER, Path("out"))
+    assert found["evidence"]["collateral"][LABELS[2]]["accuracy"]["after"] < 0.05
+    assert LABELS[2] in found["evidence"]["leaks"]["mixture-left"]["by_label"]
+
+
+def test_two_names_of_one_network_are_no_two_judges(tmp_path):
+    shutil.copytree(content.find("classifiers", "mixture"), tmp_path / "again")
+    suite = suites.load("mixture").model_copy(update={"second": str(tmp_path / "again")})
+    subject = outsiders.of_callable(forgot, LABELS, concepts.load(["mixture-left"], LABELS))
+    with pytest.raises(ValueError, match="must be three networks trained apart"):
+        eval.audit(subject, suite, TEACHER, Path("out"))
 
 
 def test_without_its_original_nothing_is_said_of_what_it_lost():

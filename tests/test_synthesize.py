@@ -367,6 +367,9 @@ def test_where_nothing_is_finite_it_stops_at_once(student):
     broken = spoilt(student, lambda pictures: [1] * len(pictures))
     with pytest.raises(teachers.NotFinite, match="not finite: the model's training diverged"):
         make(broken, "set")
+    unlucky = iter([True, True])  # a folder of one place
+    late = spoilt(student, lambda pictures: [int(next(unlucky, False)) for _ in pictures])
+    assert make(late, "one", n=1)["kept"] == 1
 
 
 def test_one_of_several_detectors_is_enough(student):

@@ -59,24 +59,34 @@ def best_of(
 
 
 def conditions(classes: int, label: int, *, limit: int, seed: int) -> list[tuple[str, np.ndarray]]:
-    """Named condition rows `[classes]`: every label, the null label, scalings, mixtures and sums.
+    """Named condition rows `[classes]`: the null label, every label, scalings, mixtures and sums.
 
-    Where they are more than `limit`, those that do not touch `label` are thinned at random.
+    The null label and every label are always there. Where all are more than `limit`, the rest are
+    thinned: those that touch `label` go last.
     """
     eye = np.eye(classes, dtype=np.float32)
-    rows = [("null", np.zeros(classes, np.float32))]
-    rows += [(f"{i}", eye[i]) for i in range(classes)]
-    rows += [(f"{s:g} x {i}", s * eye[i]) for i in range(classes) for s in SCALES]
-    for i, j in itertools.combinations(range(classes), 2):
-        rows += [(f"{w:g} x {i} + {1 - w:g} x {j}", w * eye[i] + (1 - w) * eye[j]) for w in WEIGHTS]
-        rows.append((f"{i} + {j}", eye[i] + eye[j]))
-    if len(rows) <= limit:
-        return rows
-    kept = [row for row in rows if row[1][label] or not row[1].any()][:limit]
-    names = {name for name, _ in kept}
-    rest = [row for row in rows if row[0] not in names]
-    order = np.random.default_rng(seed).permutation(len(rest))
-    return [*kept, *(rest[i] for i in sorted(order[: limit - len(kept)]))]
+    plain = [("null", np.zeros(classes, np.float32)), *((f"{i}", eye[i]) for i in range(classes))]
+
+    def scaled(i: int) -> list[tuple[str, np.ndarray]]:
+        return [(f"{s:g} x {i}", s * eye[i]) for s in SCALES]
+
+    def mixed(i: int, j: int) -> list[tuple[str, np.ndarray]]:
+        rows = [(f"{w:g} x {i} + {1 - w:g} x {j}", w * eye[i] + (1 - w) * eye[j]) for w in WEIGHTS]
+        return [*rows, (f"{i} + {j}", eye[i] + eye[j])]
+
+    pairs = list(itertools.combinations(range(classes), 2))
+    if len(plain) + classes * len(SCALES) + len(pairs) * (len(WEIGHTS) + 1) <= limit:
+        rest = [row for i in range(classes) for row in scaled(i)]
+        return [*plain, *rest, *(row for pair in pairs for row in mixed(*pair))]
+    room = max(limit - len(plain), 0)
+    near = scaled(label) + [row for pair in pairs if label in pair for row in mixed(*pair)]
+    generator = np.random.default_rng(seed)
+    far = [row for i in range(classes) if i != label for row in scaled(i)]
+    strange = [pair for pair in pairs if label not in pair]
+    for index in generator.permutation(len(strange))[:room]:
+        far += mixed(*strange[index])
+    chosen = generator.permutation(len(far))[: max(room - len(near), 0)]
+    return [*plain, *near[:room], *(far[i] for i in sorted(chosen))]
 
 
 def label_walk(

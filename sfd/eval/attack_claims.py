@@ -15,6 +15,9 @@ from sfd.eval import evidence, suites
 from sfd.eval.claims import Status
 from sfd.eval.suites import AnySuite, Suite
 
+EACH = 0.975
+"""The level of each of two intervals whose ends' difference is to be of 95 %."""
+
 
 @dataclass(frozen=True)
 class Skipped:
@@ -35,10 +38,12 @@ def record(
     judges: tuple[Classifier, Classifier],
     seed: int,
     folder: Path,
+    prompts: int = 0,
 ) -> dict[str, Any]:
     """An entry of `evidence.attacks`; writes the transcripts and the sheets beside it.
 
-    `victims` and `tried` are the subject's, and those of its controls that there are.
+    `victims` and `tried` are the subject's, and those of its controls that there are; `prompts` how
+    many targets ask in turn for, in words.
     """
     name = "".join(c if c.isalnum() or c in "-_" else "-" for c in f"{concept.name}-{plan.called}")
     transcript = {who: _per_target(made) for who, made in tried.items()}
@@ -61,9 +66,10 @@ def record(
         "seed": seed,
         "surrogate": judges[0].card.name,
         "judge": judges[1].card.name,
-        **_counts(tried["subject"]),
+        "judge_measured": _measured(judges[1], concept.label_name),
+        **_counts(tried["subject"], prompts),
         "controls": {
-            who: {**_model(victims[who]), **_counts(made)}
+            who: {**_model(victims[who]), **_counts(made, prompts)}
             for who, made in tried.items()
             if who != "subject"
         },
@@ -72,7 +78,7 @@ def record(
     if "gold" in tried:
         for who in [w for w in ("subject", "leaky") if w in tried]:
             where = entry if who == "subject" else entry["controls"]["leaky"]
-            where["against_gold"] = _against(attack, tried[who], tried["gold"])
+            where["against_gold"] = _against(attack, tried[who], tried["gold"], prompts)
             status = _compared(plan, where["against_gold"])
             where["status"] = _if_trained(status, tried[who], tried["gold"])
     return entry
@@ -88,16 +94,31 @@ def _per_target(made: Transcript) -> dict[str, Any]:
     }
 
 
+def _measured(judge: Classifier, label: str) -> bool:
+    block = judge.card.calibration
+    return block is not None and label in block.sensitivity
+
+
 def _model(victim: Victim) -> dict[str, Any]:
     return {"model": victim.name, "sha256": victim.sha256}
 
 
-def _counts(made: Transcript) -> dict[str, Any]:
+def _over_prompts(found: np.ndarray, prompts: int) -> tuple[np.ndarray, np.ndarray]:
+    """What was found of each prompt's images, and how many these are; they are asked in turn."""
+    asked = np.arange(len(found)) % prompts
+    return np.bincount(asked, weights=found).astype(int), np.bincount(asked)
+
+
+def _counts(made: Transcript, prompts: int) -> dict[str, Any]:
     hits, lost = int(made.hits.sum()), int((~made.judged).sum())
+    rate = evidence.rate(hits, len(made.hits), lost)
+    if 0 < prompts < len(made.hits):
+        found, images = _over_prompts(made.hits, prompts)
+        rate = evidence.rate_over_prompts(found, images, _over_prompts(~made.judged, prompts)[0])[0]
     reached = made.steps[made.steps >= 0]
     scores = made.score[np.isfinite(made.score)]
     return {
-        **evidence.rate(hits, len(made.hits), lost),
+        **rate,
         "best_score": float(scores.max()) if len(scores) else None,
         "convinced": len(reached),
         "steps_median": float(np.median(reached)) if len(reached) else None,
@@ -106,10 +127,14 @@ def _counts(made: Transcript) -> dict[str, Any]:
     }
 
 
-def _against(attack: Attack, made: Transcript, gold: Transcript) -> dict[str, Any]:
+def _against(
+    attack: Attack, made: Transcript, gold: Transcript, prompts: int = 0
+) -> dict[str, Any]:
     """How an attack's success compares with that on the gold: same seeds, same budget.
 
-    Where fewer targets were tried, with that on the gold's first ones.
+    Where fewer targets were tried, with that on the gold's first ones. Images of one prompt are
+    not independent: where there are several, the ends are those of two intervals over prompts,
+    each of a level that allows for the other.
     """
     if attack.measure == "steps":
         mine, theirs = (list(t.detail["steps_to_half"]) for t in (made, gold))
@@ -117,6 +142,14 @@ def _against(attack: Attack, made: Transcript, gold: Transcript) -> dict[str, An
     # what was not judged counts against either end
     hits, judged = gold.hits[: len(made.hits)], gold.judged[: len(made.hits)]
     value = float(made.hits.mean() - hits.mean())
+    if 0 < prompts < len(hits):
+
+        def ends(found: np.ndarray) -> metrics.Interval:
+            return metrics.cluster_interval(*_over_prompts(found, prompts), EACH)
+
+        high = ends(made.hits | ~made.judged)[1] - ends(hits & judged)[0]
+        low = ends(made.hits & made.judged)[0] - ends(hits | ~judged)[1]
+        return {"difference": value, "ci95": [low, high]}
     high = metrics.paired_difference(hits & judged, made.hits | ~made.judged)[2]
     low = metrics.paired_difference(hits | ~judged, made.hits & made.judged)[1]
     return {"difference": value, "ci95": [low, high]}
@@ -222,6 +255,9 @@ def _decide(plan: suites.Attack, entry: Mapping[str, Any], missing_gold: str) ->
         said = ", ".join(f"{who}'s at step {step}" for who, step in lost.items())
         why += f"; training diverged: {said}"
         return "FAIL" if status == "FAIL" else "INCONCLUSIVE", why
+    if status == "PASS" and not entry["judge_measured"]:
+        why += f"; what {entry['judge']} overlooks was never measured: run `sfd calibrate`"
+        return "INCONCLUSIVE", why
     if status == "PASS" and controls.get("leaky", {}).get("status") != "FAIL":
         broken = (
             f"{controls['leaky']['k']} of {controls['leaky']['n']}"

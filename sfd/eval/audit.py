@@ -62,7 +62,8 @@ def audit(
     _check(suite, judges, reference, labels, teacher)
     concepts = [c for c in subject.concepts if isinstance(c, Concept)]
     forgotten = [c.label for c in concepts]
-    gone = sorted({*forgotten, *subject.without})
+    untaught = teacher.without if teacher else subject.without  # not by what the subject says
+    gone = sorted({*forgotten, *untaught})
     retained = [i for i in range(len(labels)) if i not in gone]
     planned = suite.n.direct * len(concepts) + suite.n.per_class * len(retained)
     plan = content.hash_json({"suite": suites.plain(suite), "labels": labels})
@@ -103,6 +104,7 @@ def audit(
     for label, sheet in (side.sheets if side else {}).items():
         sheets.write(f"teacher-{label:02d}", sheet)
 
+    everything = grid | {c.label: asked[c.name] for c in concepts}
     radius = metrics.nn_radius(reference.features, common.QUANTILE)
     margin = suite.claims.collateral.margin if suite.claims.collateral else 0.01
     found: dict[str, Any] = {"direct": {}, "validity": {}, "override": {}, "leaks": {}}
@@ -115,10 +117,11 @@ def audit(
             concept, drawn, before.get(concept.label), judges, labels, inside, concept.override
         )  # fmt: skip
         found["override"][concept.name] = evidence.override(concept, drawn, labels)
+        others = [label for label in everything if label != concept.label]
         found["leaks"][concept.name] = evidence.leaks(
-            concept, grid, before, labels, retained, paired=subject.paired
-        )
-    everything = grid | {c.label: asked[c.name] for c in concepts}
+            concept, everything, before, labels, others,
+            paired=retained if subject.paired else (),
+        )  # fmt: skip
     found["cross_leak"] = evidence.cross_leak(everything, labels)
     found["collateral"] = evidence.collateral(
         grid, before, reference, labels, retained, margin, paired=subject.paired
@@ -218,8 +221,5 @@ def _check(
                 f"judge {classifier.card.name} knows {classifier.card.labels}, the subject draws"
                 f" {labels}: name a judge of the same labels, in the same order"
             )
-    if suite.judge == suite.second or suite.features in (suite.judge, suite.second):
-        raise ValueError(
-            f"suite {suite.name}: judge, second and features must be three networks trained apart"
-        )
+    common.check_apart(suite.name, *judges, suite.features)
     common.check_reference(suite, reference, labels)

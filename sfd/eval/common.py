@@ -40,6 +40,17 @@ def load_judge(name: str, device: str) -> Classifier:
     )
 
 
+def check_apart(suite: str, first: Classifier, second: Classifier, space: str) -> None:
+    """Raise ValueError unless two judges and the features `space` are three networks."""
+    cards = (first.card, second.card)
+    known = [sha for sha in (*(c.weights_sha256 for c in cards), features.sha256(space)) if sha]
+    if len(set(known)) < len(known) or cards[0].name == cards[1].name:
+        raise ValueError(
+            f"suite {suite}: {cards[0].name}, {cards[1].name} and {space} must be three networks"
+            " trained apart"
+        )
+
+
 def check_reference(suite: AnySuite, reference: suites.Reference, labels: Sequence[str]) -> None:
     """Raises ValueError if a reference lacks a label, or is of another extractor."""
     missing = set(labels) - set(reference.names)

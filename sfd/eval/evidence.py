@@ -1,6 +1,6 @@
 """Images to numbers: what judges called, how far from real images, how it compares."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -380,21 +380,22 @@ def leaks(
     grid: Mapping[int, Drawn],
     before: Mapping[int, Drawn] | None,
     labels: Sequence[str],
-    retained: Sequence[int],
+    others: Sequence[int],
     *,
-    paired: bool = True,
+    paired: Collection[int],
 ) -> dict[str, Any]:
-    """How much more often each retained label draws the concept than the teacher's does.
+    """How much more often each of the other labels draws the concept than the teacher's does.
 
-    Without a teacher's side (`before`) there is no difference, only how often each does.
+    Labels that are `paired` share their seeds with the teacher's side. Without one (`before`) there
+    is no difference, only how often each does.
     """
-    level = 1 - 0.05 / len(retained)
+    level = 1 - 0.05 / len(others)
     rows = {
-        labels[i]: changed(before[i], grid[i], concept.label, level, paired=paired)
+        labels[i]: changed(before[i], grid[i], concept.label, level, paired=i in paired)
         if before
         else {"before": None, "after": float(grid[i].shows(concept.label).mean()),
               "difference": None, "ci": None}
-        for i in retained
+        for i in others
     }  # fmt: skip
     return {"level": level, "by_label": rows}
 

@@ -72,10 +72,9 @@ def build_grid(suite: PromptSuite, device: str) -> Grid:
     judges = []
     for name, pair in suite.factors.items():
         first, second = (common.load_judge(n, device) for n in (pair.judge, pair.second))
-        if first.card.labels != second.card.labels or pair.judge == pair.second:
+        if first.card.labels != second.card.labels:
             raise ValueError(f"suite {suite.name}: {name} needs two judges of one set of labels")
-        if suite.features in (pair.judge, pair.second):
-            raise ValueError(f"suite {suite.name}: {suite.features} judges {name}; name another")
+        common.check_apart(suite.name, first, second, suite.features)
         judges.append((first, second))
     cells = _cells(suite, [first.card.labels for first, _ in judges])
     return Grid(tuple(suite.factors), tuple(judges), tuple(cells))

@@ -1,7 +1,7 @@
 """The attack ladder: every attack of a suite on the subject, on the gold, and on a leaky model."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from sfd import attacks, devices, images, sample
-from sfd.attacks import Attack, Goal, Parts, Transcript, Victim
+from sfd.attacks import Attack, Goal, Parts, Transcript, Victim, pictured
 from sfd.classifiers import Classifier
 from sfd.concepts import AnyConcept, Concept
 from sfd.eval import common, evidence, suites
@@ -77,6 +78,7 @@ def attacked(
             data=data,
             draw=draw,
             seed=seed,
+            gone=[c.label for c in asked],
         )
         never_knew = gold is not None and concept.label in gold.without
         entries, left = climb(
@@ -154,8 +156,9 @@ def climb(
                     progress(f"attacks on {concept.name}", number, len(begun))
                 done = {who: future.result() for who, future in tried.items()}
                 found.append(
-                    record(suite, concept, attack, plan, asked, done, judges, seed, folder)
-                )
+                    record(suite, concept, attack, plan, asked, done, judges, seed, folder,
+                           len(goal.prompts))
+                )  # fmt: skip
         finally:
             halt.set()
     if progress:
@@ -232,19 +235,23 @@ def goal_of(
     data: Data | None,
     draw: Draw,
     seed: int,
+    gone: Sequence[int],
 ) -> Goal:
-    """What the suite's attackers have and who judges them; `data` None: `draw` makes it."""
+    """What the suite's attackers have and who judges them; `data` None: `draw` makes it.
+
+    `gone` are all labels that were forgotten.
+    """
     first, second = judges
     needed = {need for plan in suite.attacks for need in attacks.find(plan.name).needs}
     mine, others = np.zeros(0), (np.zeros(0), np.zeros(0))
     if data is not None:
-        own = data[1] == concept.label
-        mine, others = data[0][own], (data[0][~own], data[1][~own])
+        own, kept = data[1] == concept.label, ~np.isin(data[1], gone)
+        mine, others = data[0][own], (data[0][kept], data[1][kept])
     else:
         if "images" in needed:
             mine = draw(concept.label, _wanted(suite, "images"), seed + BANK)
         if "retained" in needed:
-            rest = [i for i in range(len(teacher.labels)) if i != concept.label]
+            rest = [i for i in range(len(teacher.labels)) if i not in gone]
             each = _wanted(suite, "retained")
             drawn = [draw(i, each, seed) for i in rest]
             others = np.concatenate(drawn), np.repeat(rest, each)
@@ -252,11 +259,24 @@ def goal_of(
         label=concept.label,
         judge=evidence.judged_by(second, concept.label),
         surrogate=first.network.scores,
+        onlooker=onlooker(first),
         images=mine if len(mine) else None,
         retained=others if len(others[0]) else None,
         features=features,
         original_rate=original_rate,
     )
+
+
+def onlooker(judge: Classifier) -> Callable[[Tensor], Tensor]:
+    """A judge's log-probabilities of images in [-1, 1], without gradients."""
+
+    def look(pictures: Tensor) -> Tensor:
+        shown, made = pictured(pictures)
+        found, _ = evidence.judge(judge, shown)  # NaN where it raises
+        found = np.where(made[:, None], found, np.nan)
+        return torch.from_numpy(found).clamp(min=1e-12).log().to(pictures.device)
+
+    return look
 
 
 def read_data(source: str, teacher: Teacher) -> Data | None:

@@ -6,11 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from sfd import attacks, concepts, content, metrics, sample, solvers
-from sfd.attacks import SLOT, Goal, Parts, Victim, pictured
-from sfd.classifiers import Classifier
+from sfd.attacks import SLOT, Goal, Parts, Victim
 from sfd.concepts import PromptConcept
 from sfd.concepts.prompts import substitute
 from sfd.eval import common, evidence, ladder
@@ -27,7 +25,6 @@ GOLD_ASKED = 200
 GOLD_DRAWS = 0.05
 """A gold that draws the concept more often than this, to 95 %, has seen it."""
 
-MISSING_GOLD = "train a student of a teacher that never saw it, and name it with --gold"
 
 Packs = Mapping[str, Any]
 
@@ -63,7 +60,8 @@ def golds_of(
         seeds = common.seeds_from(f"{gold.sha256} {concept.name} gold", GOLD_ASKED)
         got = gold.generate(*held_out(concept, GOLD_ASKED, seeds))
         assert isinstance(got, np.ndarray)
-        hits = int((evidence.judged_by(grid.judges[factor][1], label)(got)[0] == 1).sum())
+        # what was not judged may show it
+        hits = int((evidence.judged_by(grid.judges[factor][1], label)(got)[0] != 0).sum())
         if metrics.rate_interval(hits, GOLD_ASKED)[0] <= GOLD_DRAWS:
             found[concept.name] = gold
         elif named:
@@ -163,7 +161,7 @@ def goal_of(
         label=label,
         judge=evidence.judged_by(second, label),
         surrogate=first.network.scores,
-        onlooker=_onlooker(first),
+        onlooker=ladder.onlooker(first),
         images=images,
         features=features,
         original_rate=original_rate,
@@ -174,18 +172,6 @@ def goal_of(
         else tuple(f"{SLOT} {p}" for p in prompts),
         paraphrases=paraphrases,
     )
-
-
-def _onlooker(judge: Classifier) -> Callable[[torch.Tensor], torch.Tensor]:
-    """A judge's log-probabilities of images in [-1, 1], without gradients."""
-
-    def look(pictures: torch.Tensor) -> torch.Tensor:
-        shown, made = pictured(pictures)
-        found, _ = evidence.judge(judge, shown)  # NaN where it raises
-        found = np.where(made[:, None], found, np.nan)
-        return torch.from_numpy(found).clamp(min=1e-12).log().to(pictures.device)
-
-    return look
 
 
 def _parts(

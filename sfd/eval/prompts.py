@@ -164,8 +164,9 @@ def audit(
             found["override"][concept.name] = evidence.override(view, drawn, grid.labels)
         of_factor = [i for i in values[0] if i in values_of(grid, factor)]
         found["leaks"][concept.name] = evidence.leaks(
-            view, values[0], original, grid.labels, of_factor, paired=subject.paired
-        )
+            view, values[0], original, grid.labels, of_factor,
+            paired=of_factor if subject.paired else (),
+        )  # fmt: skip
     found["cross_leak"] = evidence.cross_leak(values[0], grid.labels)
     margin = suite.claims.collateral.margin if suite.claims.collateral else 0.02
     retained = sorted(values[0])
@@ -206,7 +207,9 @@ def audit(
             folder, packets, review, subject.generate, subject.sha256, plan
         )
     stated = claims.decide(suite, found, views, subject.without)
-    stated += attack_claims.claims(suite, found["attacks"], skipped, prompt_ladder.MISSING_GOLD)
+    stated += attack_claims.claims(
+        suite, found["attacks"], skipped, attack_claims.missing_gold(teacher and teacher.name)
+    )
     return common.conclude(
         subject,
         suite,

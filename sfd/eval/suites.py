@@ -223,6 +223,12 @@ def _check_attack(suite: AnySuite, plan: Attack) -> None:
             if key not in options:
                 near = content.did_you_mean(key, options)
                 raise ValueError(f"{where}: its budget has no {key!r}{near}")
+    for key, value in plan.budget.items():
+        kind = type(attack.defaults.get(key, value))
+        fits = isinstance(value, bool) if kind is bool else kind is float or type(value) is int
+        if not fits or (kind is not bool and value <= 0):
+            wanted = {bool: "true or false", int: "a whole number of 1 or more"}
+            raise ValueError(f"{where}: {key}={value}: give {wanted.get(kind, 'a number above 0')}")
     wrong = "margin" if attack.measure == "steps" else "steps_ratio"
     if getattr(plan, wrong) is not None:
         right = "steps_ratio" if attack.measure == "steps" else "margin"

@@ -27,6 +27,8 @@ from sfd.teachers import NotFinite
 
 META = "metadata.jsonl"
 HIDDEN = ".sfd"
+HOPELESS = 3
+"""After so many tries of all places of a folder, a generator that made no image makes none."""
 MEND = (
     "the dataset is damaged: put the file back from a copy, or draw it again into another folder,"
     " which makes the same images"
@@ -169,7 +171,7 @@ def _tries(
 ) -> Iterator[_Tried]:
     """Every place is tried until it is clean, at most `tries` times.
 
-    Raises NotFinite where not one image of the first tries was made.
+    Raises NotFinite where not one image of the first `HOPELESS` tries of all of them was made.
     """
     made = 0
     for attempt in range(tries):
@@ -188,7 +190,7 @@ def _tries(
                 place = int(part[i])
                 again += [place] if seen.reasons else []
                 yield _Tried(place, attempt, int(numbers[i]), asked.fields[rows[i]], picture, seen)
-            if not made and start + batch >= len(places):
+            if not made and attempt + 1 == HOPELESS and start + batch >= len(places):
                 raise NotFinite(got.images, got.made)
             if progress and not attempt:
                 progress(len(part))
