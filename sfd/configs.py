@@ -294,6 +294,14 @@ class Training(Strict):
     watch: int = Field(500, ge=0)
     """Images per concept and over the retained classes that each look during training draws."""
 
+    @model_validator(mode="after")
+    def _batch_is_whole(self) -> "Training":
+        if self.batch % self.accumulate:
+            raise ValueError(
+                f"accumulate: {self.batch} images have no {self.accumulate} equal parts"
+            )
+        return self
+
 
 class AuditPlan(Strict):
     """Which suite audits the run; `n` may raise the suite's, never lower it."""

@@ -206,7 +206,9 @@ def train_job(
     """
     student_file = folder / "student.safetensors"
     _claim_folder(job, folder, force)
-    if student_file.is_file():
+    finished = student_file.is_file()
+    state.barrier()  # before the first of the processes writes another
+    if finished:
         say(f"{student_file}: trained already")
         return
     start = _start_folder(job, device=device, say=say, progress=progress)
@@ -256,6 +258,7 @@ def train_job(
         content.write_json(folder / "provenance.json", record)
         checkpoints.write_model(student_file, lora.merged(average), _card(job), half=False)
         say(f"{student_file}: trained on {numbers.images:,} generated images")
+    state.barrier()  # what starts from it finds it written
 
 
 def _networks(job: Job) -> tuple[nn.Module, nn.Module]:
@@ -287,7 +290,15 @@ def _fresh(job: Job) -> nn.Module:
 def _identity(job: Job) -> dict[str, Any]:
     """What must not change between the parts of a resumed run."""
     return {"recipe": job.sha256, "teacher": job.teacher.sha256,
-            "concepts": [asdict(c) for c in job.concepts]}  # fmt: skip
+            "concepts": [asdict(c) for c in job.concepts],
+            "retained": content.hash_json(job.retained), "code": _own_code(job.recipe)}  # fmt: skip
+
+
+def _own_code(recipe: Recipe) -> dict[str, str]:
+    """The hash of every file of the user's own that a recipe names a function of."""
+    named = (recipe.objective.name, recipe.forgetting.rule, recipe.teacher.factory or "")
+    files = sorted({name.rpartition(":")[0] for name in named if ".py:" in name})
+    return {file: content.sha256(Path(file).expanduser()) for file in files}
 
 
 def _card(job: Job) -> dict[str, Any]:
@@ -308,6 +319,7 @@ def _card(job: Job) -> dict[str, Any]:
             "sha256": teacher.sha256,
         },
         "recipe_sha256": job.sha256,
+        "identity_sha256": content.hash_json(_identity(job)),
         "family_sha256": configs.family_sha256(job.recipe),
         "seed": job.recipe.train.seed,
         "images": job.recipe.train.images,
@@ -326,10 +338,19 @@ def _claim_folder(job: Job, folder: Path, force: bool) -> None:
         " --force"
     )
     state.claim(folder, force=force)
+    state.barrier()
     if student.is_file():
         _, meta = checkpoints.read_tensors(student)
-        if checkpoints.read_card(meta, str(student)).get("recipe_sha256") != job.sha256:
+        card = checkpoints.read_card(meta, str(student))
+        if card.get("recipe_sha256") != job.sha256:
             raise another
+        identity = content.hash_json(_identity(job))
+        if card.get("identity_sha256", identity) != identity:
+            raise ValueError(
+                f"{folder}: was trained before a concept, a list of prompts or a file of code that"
+                " the recipe names was changed; give this one out=FOLDER, or start over with"
+                " --force"
+            )
     trained = student.is_file() or (folder / "state").exists()
     if stored.exists() and trained and configs.sha256(configs.load(str(stored))) != job.sha256:
         raise another
@@ -347,7 +368,15 @@ def _start_folder(job: Job, *, device: torch.device, say: Say, progress: Progres
         return Path(start).expanduser()
     recipe = configs.load(start)
     folder = configs.folder_of(start, recipe)
-    if not (folder / "student.safetensors").is_file():
+    student = folder / "student.safetensors"
+    if student.is_file():
+        _, meta = checkpoints.read_tensors(student)
+        if checkpoints.read_card(meta, str(student)).get("recipe_sha256") != configs.sha256(recipe):
+            raise ValueError(
+                f"{folder}: holds a run of another recipe than {start}: train that one again"
+                f" (--force), or mean this run by start={folder}"
+            )
+    else:
         say(f"{job.name} starts from {start}: training that first, in {folder}")
         first = prepare(start, recipe, device)
         train_job(first, folder, device=device, force=False, say=say, progress=progress)

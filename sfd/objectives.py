@@ -49,10 +49,10 @@ class Phase:
     that the phases of one iteration share; `kept` is the phase's own, by image number, and lives as
     long as the process: what it holds must follow from the number. Only the networks in `learns`
     have parameters that take a gradient. `weight` says which of the batch's weights multiplies the
-    losses. The phase comes in one batch of `every`. `distinct` is how many different images it
-    sees: image numbers start again from 0 after so many. `steps` False: the optimizer does not step
-    after it, its gradient is added to that of the next phase that learns the same. Raises
-    ValueError on anything else.
+    losses. The phase comes in one batch of `every`, and counts the images of these alone.
+    `distinct` is how many different ones it sees: image numbers start again from 0 after so many.
+    `steps` False: the optimizer does not step after it, its gradient is added to that of the next
+    phase that learns the same. Raises ValueError on anything else.
     """
 
     name: str
@@ -325,10 +325,7 @@ def _held(
     fixed = ("sigma_init", "sigma_range")
     options = {"weight": 0.25, **content.options_of(regression, pairs, "pairs", taken=fixed)}
     (phase,) = regression(sigma_init=sigma_init, sigma_range=sigma_range, **options)
-    assert phase.distinct
-    # of the images of all batches it sees one in `every`
-    distinct = every * phase.distinct
-    return (replace(phase, name="pairs", every=every, distinct=distinct, steps=False),)
+    return (replace(phase, name="pairs", every=every, steps=False),)
 
 
 def _student_logs(target_x0: Tensor, fake_x0: Tensor) -> Logs:

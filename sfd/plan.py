@@ -62,6 +62,8 @@ def stable_diffusion_shape(folder: Path, t_init: int | None) -> Shape:
     config = spec["config"]
     side, width = config["sample_size"], config["cross_attention_dim"]
     sigmas = schedules.vp_sigmas(stable_diffusion.betas_of(spec["betas"]))
+    if t_init is not None and not (type(t_init) is int and 0 <= t_init < len(sigmas)):
+        raise ValueError(f"t_init={t_init} is outside the chain's 0 to {len(sigmas) - 1}")
     sigma_init = float(sigmas[t_init]) if t_init is not None else 2.5
     x = (config["in_channels"], side, side)
     cond = (text["max_position_embeddings"], width)
@@ -155,7 +157,7 @@ def memory(
             "gradients": max(weights.values()),
         }
         roles["activations"] = max(0, peak.most - roles["optimizers"] - roles["gradients"])
-        distinct = sum((phase.distinct or 0) // phase.every for phase in phases)
+        distinct = sum(phase.distinct or 0 for phase in phases)
         roles["kept"] = 4 * math.prod(shape.x) * distinct
     return {**roles, "total": sum(roles.values())}
 

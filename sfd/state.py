@@ -64,6 +64,12 @@ def world() -> tuple[int, int]:
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
+def barrier() -> None:
+    """Wait until every process is here."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
 def own_rows(start: int, count: int) -> range:
     """This process's share of the image numbers start to start + count: one contiguous run.
 

@@ -15,6 +15,9 @@ from sfd.forgetting import Batch, Rule
 from sfd.objectives import Draw, Logs, Phase
 from sfd.teachers import Raw, Teacher
 
+Memo = dict[str, Tensor]
+"""What phases leave for those after them that see the same batch."""
+
 
 def train(
     teacher: Teacher,
@@ -95,8 +98,7 @@ def train(
     def step(nimg: int) -> state.Stats:
         rows = state.own_rows(nimg, batch)
         parts = np.array_split(np.arange(rows.start, rows.stop), accumulate)
-        memos: list[dict[str, Tensor]] = [{} for _ in parts]
-        batches: dict[int | None, list[tuple[np.ndarray, Batch]]] = {}
+        batches: dict[tuple[int, int | None], list[tuple[np.ndarray, Batch, Memo]]] = {}
         factor = state.learning_rate(nimg, total, warmup=warmup, decay_from=decay_from)
         stats: state.Stats = {}
         for phase in phases:
@@ -105,13 +107,19 @@ def train(
             for name, parameters in own.items():
                 for parameter in parameters:
                     parameter.requires_grad_(name in phase.learns)
-            if phase.distinct not in batches:
-                shown = [part % phase.distinct if phase.distinct else part for part in parts]
-                batches[phase.distinct] = [(numbers, draw_batch(numbers)) for numbers in shown]
-            for (numbers, b), memo in zip(batches[phase.distinct], memos, strict=True):
+            # one that learns in every k-th batch counts its own: none of its images is left out
+            past = nimg - nimg // batch // phase.every * batch
+            key = past, phase.distinct
+            if key not in batches:
+                shown = [part - past for part in parts]
+                shown = [part % phase.distinct if phase.distinct else part for part in shown]
+                batches[key] = [(numbers, draw_batch(numbers), {}) for numbers in shown]
+            for numbers, b, memo in batches[key]:
                 draw = draw_for(seed, phase.name, numbers, teacher.shape, device)
                 views = asked["fake" if "fake" in phase.learns else "student"]
-                losses, logs = call(phase, teacher, rule, views, b, draw, memo, kept[phase.name])
+                # a target that changes with the fake score leaves nothing that could be kept
+                past_targets = {} if rule.reads_fake else kept[phase.name]
+                losses, logs = call(phase, teacher, rule, views, b, draw, memo, past_targets)
                 weight = b.weight_student if phase.weight == "student" else b.weight_fake
                 weighted = weight * losses
                 (weighted.sum() / batch).backward()

@@ -347,7 +347,7 @@ def test_pairs_add_regression_times_its_weight(name):
         sigma_init=2.5, fake_updates=3, pairs={"weight": 0.5, "pairs": 16, "steps": 5}
     )
     assert [(p.name, p.every, p.distinct, p.steps) for p in phases] == [
-        ("pairs", 3, 48, False), ("student", 3, None, True), ("fake", 1, None, True)
+        ("pairs", 3, 16, False), ("student", 3, None, True), ("fake", 1, None, True)
     ]  # fmt: skip
     added = phases[0]
     assert added.learns == ("student",) and added.weight == "student"
@@ -441,6 +441,32 @@ def test_the_average_counts_images_whoever_learns_from_them(tmp_path, monkeypatc
         device=CPU,
     )  # fmt: skip
     assert told == [8] * 8, "each image once, whatever the number of updates"
+
+
+@pytest.mark.parametrize(("k", "share", "batch"), [(5, 0.05, 16), (5, 0.1, 8), (2, 0.25, 2)])
+def test_whoever_learns_seldom_misses_no_image(tmp_path, monkeypatch, k, share, batch):
+    """Forget rows come at a fixed distance: every k-th batch of all might hold none of them."""
+    seen: dict[str, list[int]] = {"student": [], "fake": []}
+
+    def call(phase, teacher, rule, networks, batch, draw, memo, kept):
+        seen[phase.name] += draw.numbers
+        loss = sum(p.sum() for p in networks[phase.name].parameters())
+        return 0 * loss * torch.ones(len(batch.student)), {}
+
+    monkeypatch.setattr(training, "call", call)
+    teacher = tiny_teacher()
+    gone = Concept("c", 0, "a", {1: 1.0}, "none")
+    training.train(
+        teacher, forgetting.none(teacher, []),
+        objectives.TABLE["sid"].phases(sigma_init=2.5, fake_updates=k),
+        student=teacher.make_student(), fake=teacher.make_student(), retained=[1],
+        concepts=[gone], share=share, weight_student=1.0, weight_fake=1.0, total=40 * batch,
+        batch=batch, lr_student=0.0, lr_fake=0.0, ema_images=10, seed=3, folder=tmp_path,
+        identity={}, tick=1000, checkpoint=1000, device=CPU,
+    )  # fmt: skip
+    assert seen["fake"] == list(range(40 * batch))
+    assert seen["student"] == list(range(40 // k * batch))
+    assert forgetting.is_forget(np.array(seen["student"]), share).any()
 
 
 def test_levels_reach_the_phase():

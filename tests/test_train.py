@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 
-from sfd import checkpoints, configs, jobs, state, teachers, verbs
+from sfd import checkpoints, configs, content, jobs, state, teachers, verbs
 from sfd.report.charts import charts
 
 CPU = torch.device("cpu")
@@ -244,10 +244,66 @@ def test_somebody_elses_student_is_not_this_recipes():
 
 
 def test_a_folder_in_which_nothing_was_trained_is_nobodys():
-    with pytest.raises(ValueError, match="cannot be accumulated"):
+    with pytest.raises(ValueError, match="accumulate: 128 images have no 7 equal parts"):
         train("run", "train.accumulate=7")
+    Path("run").mkdir()
+    Path("run/recipe.yaml").write_text("of a run that was stopped before it began")
     train("run")
     assert Path("run/student.safetensors").is_file()
+
+
+CONCEPT = (
+    "version: 1\nkind: class\nforget: {label: 0, name: left}\n"
+    "override: {label: 1, name: right}\nclassifier: mixture\n"
+)
+RULE = "from sfd import forgetting\n\n\ndef rule(teacher, concepts):\n"
+
+
+def test_what_a_recipe_names_may_not_change_under_a_finished_run():
+    Path("concepts").mkdir()
+    Path("concepts/mine.yaml").write_text(CONCEPT)
+    Path("mine.py").write_text(RULE + "    return forgetting.override(teacher, concepts)\n")
+    asked = ("concepts=[mine]", "forgetting.rule=./mine.py:rule", "train.images=128")
+    first = train("run", *asked)
+    assert_same(first, train("run", *asked))
+    with Path("mine.py").open("a") as file:
+        file.write("\n\nHALF = 0.5\n")
+    with pytest.raises(ValueError, match="or a file of code that the recipe names was changed"):
+        train("run", *asked)
+    Path("mine.py").write_text(RULE + "    return forgetting.override(teacher, concepts)\n")
+    assert_same(first, train("run", *asked))
+    Path("concepts/mine.yaml").write_text(CONCEPT.replace("1, name: right", "2, name: top"))
+    with pytest.raises(ValueError, match="trained before a concept, a list of prompts or a file"):
+        train("run", *asked)
+
+
+def test_a_start_by_name_is_of_that_recipe_or_none():
+    recipe = configs.load("smoke", [*SHORT, "concepts=[]", "forgetting={rule: none, share: 0}"])
+    Path("first.yaml").write_text(content.dump_yaml(configs.plain(recipe)))
+    train("runs/first", "train.images=128", recipe="first.yaml")  # a trial of it
+    with pytest.raises(ValueError, match="run of another recipe than first.yaml: train that one"):
+        train("second", "start=first.yaml")
+    meant = train("second", "start=runs/first", "train.images=128")
+    shutil.rmtree("runs/first")
+    whole = train("third", "start=first.yaml", "train.images=128")  # trained first
+    assert any(not torch.equal(meant[k], whole[k]) for k in whole)
+    assert_same(whole, train("again", "start=first.yaml", "train.images=128"))
+
+
+@pytest.mark.parametrize("rule", ["override", "pseudo-label"])
+def test_resumed_with_trajectories_equals_uninterrupted(rule):
+    """The target of pseudo-label changes with the fake score: what is kept of it would not."""
+    asked = ("objective={name: sid, pairs: {pairs: 64, steps: 2}}", f"forgetting.rule={rule}",
+             "train.images=1280", "train.checkpoint=640", "train.lr_fake=0.01")  # fmt: skip
+    whole = train("whole", *asked)
+
+    def kill(what, done, total):
+        if done == 640:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train("part", *asked, on=kill)
+    assert_same(whole, train("part", *asked))
 
 
 def test_start_from_another_teacher_is_refused():
