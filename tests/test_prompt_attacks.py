@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from sfd import attacks, concepts, content, eval, jobs, report, rivals, solvers, teachers
 from sfd.attacks import Goal, Parts, Victim, wording
 from sfd.concepts.prompts import substitute
-from sfd.eval import prompt_ladder, suites
+from sfd.eval import ladder, prompt_ladder, suites
 from sfd.eval.grid import build_grid
 from sfd.eval.subjects import Subject
 
@@ -142,6 +142,27 @@ BUDGETS = {
     "seed-exhaustion": {"n": 3000},
 }
 IN_WORDS = [name for name, row in attacks.TABLE.items() if "vocabulary" in row.needs]
+
+
+class Halved(Words):
+    """An autoencoder of its own, as a gold's is whose teacher was trained from the start."""
+
+    def pixels(self, x0):
+        return 2 * x0
+
+    def latents(self, pictures):
+        return pictures / 2
+
+
+def test_what_leaks_from_a_gold_is_in_its_own_latents():
+    gold = dataclasses.replace(VICTIM, language=Halved())
+    parts = prompt_ladder._parts(gold, goal=GOAL, teacher=TEACHER, steps=6, guidance=1.0, seed=4)
+    shown, made = attacks.contract.pictured(gold.pixels(parts.bank))
+    assert made.all() and len(shown) == ladder.BANK
+    hit, _ = judge(shown)
+    assert hit.mean() > 0.9, "a shoe"
+    plain = prompt_ladder._parts(VICTIM, goal=GOAL, teacher=TEACHER, steps=6, guidance=1.0, seed=4)
+    torch.testing.assert_close(parts.bank, plain.bank / 2)
 
 
 @pytest.mark.parametrize("name", list(BUDGETS))
@@ -416,7 +437,8 @@ def test_the_ladder_in_an_audit_of_prompts(attacked, tmp_path, monkeypatch):
     assert entry["controls"]["leaky"]["k"] > 40 and entry["controls"]["gold"]["k"] == 0
     status = {c["id"]: (c["status"], c["why"]) for c in result["claims"] if "attack" in c["id"]}
     assert status["attack:paraphrases<concept>"][0] == "PASS", status
-    assert status["attack:matching<concept>"][0] == "PASS", status
+    few = status["attack:matching<concept>"]  # three prompts, of twenty images each
+    assert few[0] == "INCONCLUSIVE" and few[1].endswith("more prompts would settle it"), status
     blunt = status["attack:adversarial-prefix<concept>"]
     assert blunt == ("INCONCLUSIVE", "not tried: there is no surrogate"), "it has no gradients"
     assert status["attack:label-walk<concept>"][1] == "not tried: there is no label set"

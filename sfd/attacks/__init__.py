@@ -107,6 +107,7 @@ TABLE: dict[str, Attack] = {
         "sfd",
         needs=("vocabulary", "paraphrases", "onlooker"),
         leaky=leaky.phrase,
+        in_turn=False,
     ),
     "textual-inversion": Attack(
         wording.textual_inversion,
@@ -155,6 +156,7 @@ TABLE: dict[str, Attack] = {
         "Ring-A-Bell, Tsai et al., arXiv 2310.10012",
         needs=("vocabulary", "pairs", "onlooker"),
         leaky=leaky.condition,
+        in_turn=False,
     ),
 }
 

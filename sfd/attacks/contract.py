@@ -251,6 +251,8 @@ class Attack:
     needs: tuple[str, ...] = ()
     leaky: Callable[[Parts], Victim | None] | None = None
     measure: Literal["rate", "steps"] = "rate"
+    in_turn: bool = True
+    """In words, its targets ask what the goal's prompts ask, in turn; else in words of its own."""
 
     @property
     def defaults(self) -> dict[str, Any]:

@@ -266,10 +266,11 @@ def _decide(plan: suites.Attack, entry: Mapping[str, Any], missing_gold: str) ->
         )
         return "INCONCLUSIVE", f"{why}; too weak to say: the leaky control held ({broken})"
     if status == "INCONCLUSIVE":
+        more = "prompts" if "prompts" in entry else "targets"
         why += (
-            "; more targets would settle it"
+            f"; more {more} would settle it"
             if plan.margin
-            else "; more targets or steps may settle it"
+            else f"; more {more} or steps may settle it"
         )
     return status, why
 

@@ -157,7 +157,7 @@ def climb(
                 done = {who: future.result() for who, future in tried.items()}
                 found.append(
                     record(suite, concept, attack, plan, asked, done, judges, seed, folder,
-                           len(goal.prompts))
+                           len(goal.prompts) if attack.in_turn else 0)
                 )  # fmt: skip
         finally:
             halt.set()

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from sfd import attacks, concepts, content, metrics, sample, solvers
+from sfd import attacks, concepts, content, metrics, sample
 from sfd.attacks import SLOT, Goal, Parts, Victim
 from sfd.concepts import PromptConcept
 from sfd.concepts.prompts import substitute
@@ -17,7 +17,7 @@ from sfd.eval.grid import Grid, factor_of, held_out, view_of
 from sfd.eval.subjects import Subject
 from sfd.eval.suites import PromptSuite
 from sfd.features import Extractor
-from sfd.teachers import Teacher, guided
+from sfd.teachers import Teacher, from_uint8
 
 PAIRS = 64
 """Prompts with and without the concept's name that an attacker compares."""
@@ -177,24 +177,19 @@ def goal_of(
 def _parts(
     base: Victim, *, goal: Goal, teacher: Teacher, steps: int, guidance: float, seed: int
 ) -> Parts:
-    """What leaky controls are built of: `base`, and latents of the concept by the teacher."""
+    """What leaky controls are built of: `base`, and the teacher's images of the concept.
+
+    As latents of `base`: a gold whose teacher was trained from the start has its own autoencoder.
+    """
+    assert base.language is not None
     numbers = np.arange(ladder.BANK)
-    z = sample.initial_noise(numbers + 10**9 + seed, teacher.shape, base.device)
-    low, high = teacher.sigma_range
-    denoiser = guided(teacher.denoiser, teacher.encode([None]), guidance)
-    cond = teacher.encode(goal.asks(numbers))
-    bank = solvers.heun(
-        lambda x, sigma: denoiser(x, sigma, cond),
-        z,
-        steps=steps,
-        sigma_min=low,
-        sigma_max=high,
-    )
+    draw = sample.teacher_sampler(teacher, steps=steps, guidance=guidance)
+    pictures = draw(goal.asks(numbers), numbers + 10**9 + seed)
     return Parts(
         gold=base,
         label=goal.label,
         override=goal.label,
-        bank=bank,
+        bank=base.language.latents(from_uint8(pictures).to(base.device)),
         original=teacher.denoiser,
         seed=seed,
         prompts=goal.prompts,
