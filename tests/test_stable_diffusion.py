@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from sfd import classifiers, sample, teachers
+from sfd.teachers import stable_diffusion
 from sfd.teachers.stable_diffusion import EMBEDDED
 
 CPU = torch.device("cpu")
@@ -74,6 +75,18 @@ def test_an_embedding_does_not_depend_on_the_batch_it_was_computed_in(folder):
     for row, prompt in zip(together, PROMPTS, strict=True):
         alone = teachers.load(diffusers=str(folder), device=CPU).encode([prompt])[0]
         assert torch.allclose(alone, row, atol=1e-6)
+
+
+def test_no_more_embeddings_are_kept_than_fit(folder, monkeypatch):
+    parts = stable_diffusion.Parts(folder, CPU)
+    whole = parts.encode(PROMPTS)
+    assert set(parts.known) == {*PROMPTS}
+    monkeypatch.setattr(stable_diffusion, "KNOWN", 2)
+    few = stable_diffusion.Parts(folder, CPU)
+    for _ in range(2):
+        for row, prompt in zip(whole, PROMPTS, strict=True):
+            assert torch.allclose(few.encode([prompt, PROMPTS[0]])[0], row, atol=1e-6)
+            assert len(few.known) <= 2
 
 
 def test_guidance_is_the_formula(teacher):

@@ -80,11 +80,15 @@ def folder_of(ref: Mapping[str, Any]) -> Path:
     return folder
 
 
+KNOWN = 4096
+"""Prompts whose embeddings are kept: a gigabyte of Stable Diffusion 1.5's."""
+
+
 class Parts:
     """A pipeline's way in and out: prompts to embeddings, latents to images.
 
-    Both networks stay on the CPU between calls, but for those that gradients flow through;
-    embeddings are computed once per prompt and kept.
+    Both networks stay on the CPU between calls, but for those that gradients flow through, and so
+    do the embeddings of `KNOWN` prompts, which are not computed again.
     """
 
     def __init__(self, folder: Path, device: torch.device):
@@ -118,10 +122,13 @@ class Parts:
                 for start in range(0, len(new), 64):
                     part = new[start : start + 64]
                     tokens = self.tokens(part)
-                    found = self.text(tokens)[0].float()
+                    found = self.text(tokens)[0].float().cpu()
                     self.known.update(zip(part, found, strict=True))
                 self.text.to("cpu")
-        return torch.stack([self.known[prompt] for prompt in prompts])
+            out = torch.stack([self.known[prompt] for prompt in prompts])
+            if len(self.known) > KNOWN:
+                self.known.clear()
+        return out.to(self.device)
 
     @torch.no_grad()
     def decode(self, x0: Tensor) -> np.ndarray:
