@@ -286,6 +286,7 @@ def test_values_that_a_teachers_recipe_cannot_have(words, says):
     [
         (["--controls", "smoke", "runs/smoke"], "a subject and --controls exclude each other"),
         (["--controls", "smoke", "--plan", "smoke"], "--controls and --plan exclude each other"),
+        (["--controls", "smoke", "--suite", "digits"], "--suite goes with a subject, not with --c"),
         (["--plan", "smoke", "--asks", "mixture"], "--plan and --asks exclude each other"),
     ],
 )

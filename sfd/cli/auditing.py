@@ -75,6 +75,13 @@ def audit(
     given = [way for way, value in ways.items() if value]
     if len(given) > 1:
         raise ValueError(f"{' and '.join(given)} exclude each other: give one")
+    of_subjects = {
+        "--suite": suite, "--plain": plain, "--attack-images": attack_images, "--teacher": teacher,
+        "--review": review, "--reviewed": reviewed, "--clip": clip,
+    }  # fmt: skip
+    alone = next((option for option, value in of_subjects.items() if value), None)
+    if given and not subject and alone:
+        raise ValueError(f"{alone} goes with a subject, not with {given[0]}: leave it out")
     if plan:
         from sfd.eval import planning
 
