@@ -481,7 +481,7 @@ def test_without_an_override_a_judge_that_errs_excuses_no_hit():
     ("change", "says"),
     [
         ({"templates": ["a {shape}"]}, "does not ask for"),
-        ({"factors": {"shape": {"judge": "shapes", "second": "shapes"}}}, "three networks trained apart"),
+        ({"factors": {"shape": {"judge": "shapes", "second": "shapes"}}}, "three networks"),
         ({"reference": "nowhere.npz"}, "missing, truncated"),
         ({"cell": "{shape} {colour}"}, "has no images of"),
     ],
