@@ -402,6 +402,13 @@ def sha256(recipe: Recipe | TeacherRecipe | TextTeacherRecipe) -> str:
     return content.hash_json(_shaping(recipe))
 
 
+def own_code(recipe: Recipe) -> dict[str, str]:
+    """The hash of every file of the user's own that a recipe names a function of."""
+    named = (recipe.objective.name, recipe.forgetting.rule, recipe.teacher.factory or "")
+    files = sorted({name.rpartition(":")[0] for name in named if ".py:" in name})
+    return {file: content.sha256(Path(file).expanduser()) for file in files}
+
+
 def family_sha256(recipe: Recipe | TeacherRecipe | TextTeacherRecipe) -> str:
     """`sha256` of a recipe but for its seed: runs of one family differ in the seed alone."""
     data = _shaping(recipe)

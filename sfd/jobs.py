@@ -218,6 +218,7 @@ def train_job(
     for module in (job.teacher.denoiser, student, fake):
         teachers.set_precision(module, job.recipe.train.precision)
     numbers, plan = job.recipe.train, job.recipe.forgetting
+    card = _card(job)  # of the code as it is now, whatever is edited while it trains
     watch = Watch(
         job.teacher, job.concepts, job.retained, job.suite, numbers.watch, folder, str(device)
     )
@@ -256,7 +257,7 @@ def train_job(
         files = {"teacher": job.teacher.sha256, "recipe": job.sha256}
         record = provenance.collect(str(device), seed=numbers.seed, sha256=files)
         content.write_json(folder / "provenance.json", record)
-        checkpoints.write_model(student_file, lora.merged(average), _card(job), half=False)
+        checkpoints.write_model(student_file, lora.merged(average), card, half=False)
         say(f"{student_file}: trained on {numbers.images:,} generated images")
     state.barrier()  # what starts from it finds it written
 
@@ -291,14 +292,8 @@ def _identity(job: Job) -> dict[str, Any]:
     """What must not change between the parts of a resumed run."""
     return {"recipe": job.sha256, "teacher": job.teacher.sha256,
             "concepts": [asdict(c) for c in job.concepts],
-            "retained": content.hash_json(job.retained), "code": _own_code(job.recipe)}  # fmt: skip
-
-
-def _own_code(recipe: Recipe) -> dict[str, str]:
-    """The hash of every file of the user's own that a recipe names a function of."""
-    named = (recipe.objective.name, recipe.forgetting.rule, recipe.teacher.factory or "")
-    files = sorted({name.rpartition(":")[0] for name in named if ".py:" in name})
-    return {file: content.sha256(Path(file).expanduser()) for file in files}
+            "retained": content.hash_json(job.retained),
+            "code": configs.own_code(job.recipe)}  # fmt: skip
 
 
 def _card(job: Job) -> dict[str, Any]:
@@ -370,8 +365,8 @@ def _start_folder(job: Job, *, device: torch.device, say: Say, progress: Progres
     folder = configs.folder_of(start, recipe)
     student = folder / "student.safetensors"
     if student.is_file():
-        _, meta = checkpoints.read_tensors(student)
-        if checkpoints.read_card(meta, str(student)).get("recipe_sha256") != configs.sha256(recipe):
+        card = checkpoints.read_card(checkpoints.read_meta(student), str(student))
+        if card.get("recipe_sha256") != configs.sha256(recipe):
             raise ValueError(
                 f"{folder}: holds a run of another recipe than {start}: train that one again"
                 f" (--force), or mean this run by start={folder}"

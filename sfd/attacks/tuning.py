@@ -107,6 +107,7 @@ def _train(
     due, curve = set(looks(steps)), []
     best, at, kept = -1, 0, victim.denoiser
     diverged: dict[str, int] = {}
+    half: list[int | None] = []
     for step in range(steps + 1):
         if step in due:
             now = _ask(mine, goal, seed=seed, purpose="look", n=n)
@@ -114,9 +115,9 @@ def _train(
             curve.append({"step": step, "k": k, "n": n, "failed": int((~now.judged).sum())})
             if k > best:
                 best, at, kept = k, step, copy.deepcopy(tuned)
-        half = to_half(curve, goal.original_rate)
-        if step == steps or (until_half and half[2] is not None):
-            break
+            half = to_half(curve, goal.original_rate)
+            if step == steps or (until_half and half[2] is not None):
+                break
         numbers = np.arange(step * batch, (step + 1) * batch)
         asked = kinds[numbers % len(kinds)]
         raw = goal.asks(numbers) if goal.prompts else list(map(int, asked))

@@ -25,7 +25,6 @@ GOLD_ASKED = 200
 GOLD_DRAWS = 0.05
 """A gold that draws the concept more often than this, to 95 %, has seen it."""
 
-
 Packs = Mapping[str, Any]
 
 
