@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sfd import configs, devices, jobs, report, sample, verbs
+from sfd import configs, devices, jobs, report, runs, sample, verbs
 from sfd.eval.outsiders import Function
 from sfd.eval.pipelines import AS_IT_IS, Sampling
 from sfd.sample import Student
@@ -41,12 +41,12 @@ def run(
     where = devices.device_of(device)
     folder = configs.folder_of(recipe, plan, out)
     job = jobs.prepare(recipe, plan, where)
-    found = jobs.run_job(
+    found = runs.run_job(
         job, folder, device=where, force=force, say=lambda text: None, progress=_quiet
     )
     if found:
         report.write(folder)
-    return Outcome(folder, sample.load(folder, str(where)), found, jobs.code_of(found))
+    return Outcome(folder, sample.load(folder, str(where)), found, runs.code_of(found))
 
 
 def load(path: str | Path, device: str = "cpu", batch: int = 250) -> Student:

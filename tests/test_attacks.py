@@ -24,6 +24,7 @@ from sfd import (
     jobs,
     report,
     rivals,
+    runs,
     teachers,
     verbs,
 )
@@ -665,7 +666,7 @@ def test_an_attackers_images_are_matched_to_the_teachers_labels():
 
 OWN = """
 import dataclasses
-from sfd import attacks
+from sfd import attacks, runs
 
 def blunt(victim, goal, *, seed, n=20):
     '''Asks, and asks again.'''
@@ -866,7 +867,7 @@ def test_a_gold_of_words_is_found_though_its_teacher_is_another_folder(monkeypat
     red = jobs.prepare("r", configs.load("fashion-text-forget-red"), CPU, original)
     both = jobs.prepare("r", configs.load("fashion-text-forget-both"), CPU, original)
     said, trained = [], []
-    monkeypatch.setattr(jobs, "train_job", lambda *given, **named: trained.append(given[1]))
+    monkeypatch.setattr(runs, "train_job", lambda *given, **named: trained.append(given[1]))
     options = {"device": CPU, "say": said.append, "progress": lambda *a: None}
     assert audits._gold(job, **options) is None and "sfd pretrain fashion-text-gold-t" in said[0]
     shutil.copytree(stable_diffusion.EMBEDDED / "fashion-text", folder)
@@ -878,13 +879,13 @@ def test_a_gold_of_words_is_found_though_its_teacher_is_another_folder(monkeypat
     recipe = configs.load("fashion-text-gold")
     gold = jobs.prepare("fashion-text-gold", recipe, CPU)
     file = Path("runs/fashion-text-gold/student.safetensors")
-    checkpoints.write_model(file, gold.teacher.make_student(), jobs._card(gold), half=True)
+    checkpoints.write_model(file, gold.teacher.make_student(), runs._card(gold), half=True)
     subject = Subject("s", "0" * 64, "control", lambda raw, seeds: np.zeros(0), (), job.concepts, 1)
     found = rivals.gold_of(subject, original, None, CPU)
     assert found is not None and found.victim is not None and found.victim.language is not None
     assert found.generate(["a red bag"], np.array([0])).shape == (1, 32, 32, 3)
     forgot = Path("forgot/student.safetensors")
-    checkpoints.write_model(forgot, gold.teacher.make_student(), jobs._card(job), half=True)
+    checkpoints.write_model(forgot, gold.teacher.make_student(), runs._card(job), half=True)
     with pytest.raises(ValueError, match="was taught sneaker, so it is no gold"):
         rivals.gold_of(subject, original, Path("forgot"), CPU)  # it draws none either
     classes = dataclasses.replace(subject, labels=("a", "b"))

@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 import sfd as package
-from sfd import checkpoints, cli, configs, content, devices, jobs, seal, verbs
+from sfd import checkpoints, cli, configs, content, devices, jobs, runs, seal, verbs
 
 QUICK = ("train.images=6400", "train.checkpoint=3200", "train.watch=50")
 
@@ -220,11 +220,11 @@ def test_only_an_audit_that_asked_the_same_is_returned_as_the_runs_own(monkeypat
     done = package.run("smoke", *words)
     file = done.folder / "audit.json"
     whole, said = file.read_bytes(), []
-    monkeypatch.setattr(jobs, "audit_subject", lambda *a, **k: "judged again")
+    monkeypatch.setattr(runs, "audit_subject", lambda *a, **k: "judged again")
 
     def again():
         job = jobs.prepare("smoke", configs.load("smoke", words), devices.device_of("cpu"))
-        return jobs.run_job(job, done.folder, device=devices.device_of("cpu"), force=False,
+        return runs.run_job(job, done.folder, device=devices.device_of("cpu"), force=False,
                             say=said.append, progress=lambda *a: None)  # fmt: skip
 
     assert again() == done.audit and "finished already" in said[-1]

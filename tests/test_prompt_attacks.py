@@ -14,7 +14,7 @@ from test_attacks import GOLD as CLASSES
 from test_prompts import COLOURS, SHAPES, SPREAD, TEACHER, picture, place  # noqa: F401
 from torch import Tensor, nn
 
-from sfd import attacks, concepts, content, eval, jobs, report, rivals, solvers, teachers
+from sfd import attacks, concepts, content, eval, report, rivals, runs, solvers, teachers
 from sfd.attacks import Goal, Parts, Victim, wording
 from sfd.concepts.prompts import substitute
 from sfd.eval import ladder, prompt_ladder, suites
@@ -462,8 +462,8 @@ def test_the_ladder_in_an_audit_of_prompts(attacked, tmp_path, monkeypatch):
     monkeypatch.setattr(rivals, "gold_of", lambda *given: knew)
     quiet = {"device": CPU, "progress": lambda *a: None}
     with pytest.raises(ValueError, match="so it is no gold to compare with"):
-        jobs.audit_subject(silent, suite, TEACHER, Path("no"), gold=Path("knew"), **quiet)
-    left = jobs.audit_subject(asked, suite, TEACHER, Path("left"), **quiet)
+        runs.audit_subject(silent, suite, TEACHER, Path("no"), gold=Path("knew"), **quiet)
+    left = runs.audit_subject(asked, suite, TEACHER, Path("left"), **quiet)
     claim = next(c for c in left["claims"] if c["id"] == "attack:paraphrases<concept>")
     assert claim["status"] == "INCONCLUSIVE" and "--gold" in claim["why"], "nobody named it"
     closed = dataclasses.replace(subject_of(False, concept), victim=None)

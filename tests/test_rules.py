@@ -10,7 +10,7 @@ import yaml
 from torch import nn
 from typer.testing import CliRunner
 
-from sfd import cli, configs, forgetting, jobs, objectives, sample, teachers, verbs
+from sfd import cli, configs, forgetting, jobs, objectives, runs, sample, teachers, verbs
 from sfd import train as training
 from sfd.classifiers import Card, cards
 from sfd.concepts import Concept, PromptConcept
@@ -296,7 +296,7 @@ def test_every_rule_goes_with_every_objective(rule, objective, tmp_path):
     chosen = f"objective={{name: {objective}}}"
     job = jobs.prepare("r", recipe(rule, OPTIONS.get(rule, "{}"), chosen, *none), CPU)
     verbs.check_job(job)
-    jobs.train_job(job, tmp_path / "run", device=CPU, force=False, say=lambda text: None,
+    runs.train_job(job, tmp_path / "run", device=CPU, force=False, say=lambda text: None,
                    progress=lambda *numbers: None)  # fmt: skip
     student = sample.load(tmp_path / "run")
     before = job.teacher.make_student().state_dict()

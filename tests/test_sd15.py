@@ -17,6 +17,7 @@ from sfd import (
     content,
     forgetting,
     jobs,
+    runs,
     schedules,
     teachers,
     verbs,
@@ -53,7 +54,7 @@ def trained(place: Path, name: str, *more: str, out: str | None = None) -> Path:
         trained(place, start)
     job = jobs.prepare(name, tiny(place, name, *more), CPU)
     folder = place / (out or name)
-    jobs.train_job(job, folder, device=CPU, force=False, say=lambda text: None,
+    runs.train_job(job, folder, device=CPU, force=False, say=lambda text: None,
                    progress=lambda *numbers: None)  # fmt: skip
     return folder
 

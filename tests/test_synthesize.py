@@ -21,7 +21,7 @@ import torch
 import webdataset as reader
 from PIL import Image
 
-from sfd import configs, content, features, images, jobs, sample, teachers, verbs
+from sfd import configs, content, features, images, jobs, runs, sample, teachers, verbs
 from sfd.classifiers import Calibration, Card, Classifier, Network, measured
 from sfd.cli.datasets import _numbers
 from sfd.synthesis import asked as asking
@@ -37,7 +37,7 @@ def run(tmp_path_factory):
     root = tmp_path_factory.mktemp("run")
     recipe = configs.load("smoke", ["train.images=128", "train.watch=0"])
     job = jobs.prepare("smoke", recipe, torch.device("cpu"))
-    jobs.train_job(
+    runs.train_job(
         job, root, device=torch.device("cpu"), force=False, say=print, progress=lambda *a: None
     )
     return root

@@ -19,6 +19,7 @@ from sfd import (
     images,
     jobs,
     plan,
+    runs,
     sample,
     seal,
     teachers,
@@ -69,7 +70,7 @@ def train(place: Path, out: str, *overrides: str, stop_at: int = 0):
     plan = configs.load(str(place / "recipe.yaml"), ["train.tick=4", *overrides])
     job = jobs.prepare("recipe", plan, CPU)
     folder = place / out
-    jobs.train_job(job, folder, device=CPU, force=False, say=lambda text: None, progress=watch)
+    runs.train_job(job, folder, device=CPU, force=False, say=lambda text: None, progress=watch)
     return job, folder
 
 
@@ -258,7 +259,7 @@ def test_a_plan_is_what_a_step_holds(place, tmp_path, mode):
     recipe = configs.load(str(place / "recipe.yaml"), [*mode, "train.images=8", "train.batch=4"])
     planned = verbs.plan_run(recipe)
     job = jobs.prepare("r", recipe, CPU)
-    student, fake = jobs._networks(job)
+    student, fake = runs._networks(job)
     nets = {id(p): p for net in (job.teacher.denoiser, student, fake) for p in net.parameters()}
     weights = sum(4 * p.numel() for p in nets.values())
     learned = sum(4 * p.numel() for p in student.parameters() if p.requires_grad)

@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 
-from sfd import checkpoints, configs, content, jobs, state, teachers, verbs
+from sfd import checkpoints, configs, content, jobs, runs, state, teachers, verbs
 from sfd.report.charts import charts
 
 CPU = torch.device("cpu")
@@ -23,7 +23,7 @@ SHORT = ("train.images=6400", "train.tick=640", "train.checkpoint=1280", "train.
 def train(folder, *overrides, on=None, recipe="smoke"):
     plan = configs.load(recipe, [*SHORT, *overrides])
     job = jobs.prepare(recipe, plan, CPU)
-    jobs.train_job(
+    runs.train_job(
         job,
         Path(folder),
         device=CPU,
@@ -183,13 +183,13 @@ def test_a_rule_that_sees_what_is_not_finite_stops_as_a_loss_does():
 def test_two_stage_starts_from_student_and_fake_and_keeps_the_teacher_as_target(monkeypatch):
     train("runs/first", "concepts=[]", "forgetting={rule: none, share: 0}")
     loaded = {}
-    original = jobs._load_start
+    original = runs._load_start
 
     def spy(job, folder, student, fake):
         original(job, folder, student, fake)
         loaded.update(student=student.state_dict(), fake=fake.state_dict(), job=job)
 
-    monkeypatch.setattr(jobs, "_load_start", spy)
+    monkeypatch.setattr(runs, "_load_start", spy)
     train("second", "start=runs/first", "train.images=128", "train.lr_student=1e-9")
     first = weights("runs/first")
     assert_near(first, {k: v.clone() for k, v in loaded["student"].items()}, 1e-5)
@@ -222,7 +222,7 @@ def test_starting_over_removes_what_a_run_left_and_nothing_else():
     Path("run/thesis.txt").write_text("precious")
     before = Path("run/student.safetensors").stat().st_mtime_ns
     loaded = configs.load("smoke", [*SHORT, "train.lr_student=0.5"])
-    jobs.train_job(jobs.prepare("smoke", loaded, CPU), Path("run"), device=CPU, force=True,
+    runs.train_job(jobs.prepare("smoke", loaded, CPU), Path("run"), device=CPU, force=True,
                    say=print, progress=lambda *a: None)  # fmt: skip
     assert Path("run/thesis.txt").read_text() == "precious"
     assert Path("run/student.safetensors").stat().st_mtime_ns > before

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import yaml
 
-from sfd import configs, content, devices, jobs, metrics, verbs
+from sfd import configs, content, devices, jobs, metrics, runs, verbs
 from sfd.provenance import collect
 
 parser = argparse.ArgumentParser()
@@ -37,7 +37,7 @@ for seed in range(arguments.seeds):
     if not done.is_file():
         gold = configs.load("digits-gold", [f"train.seed={seed}", "train.images=12800"])
         job = jobs.prepare("digits-gold", gold, device)
-        jobs.train_job(job, folder, device=device, force=False, say=print, progress=quiet)
+        runs.train_job(job, folder, device=device, force=False, say=print, progress=quiet)
         verbs.run_controls(
             str(asked), done.parent, device=device, say=print, progress=quiet, gold=folder,
             untrained=seed == 0,

@@ -15,7 +15,7 @@ import argparse
 import json
 from pathlib import Path
 
-from sfd import checkpoints, configs, devices, jobs
+from sfd import checkpoints, configs, devices, jobs, runs
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--recipe", default="digits-forget-three")
@@ -49,7 +49,7 @@ def run(name: str, overrides: list[str], seconds: float) -> list[dict]:
             raise TimeoutError
 
     try:
-        jobs.train_job(
+        runs.train_job(
             jobs.prepare(arguments.recipe, recipe, device), folder, device=device, force=False,
             say=print, progress=stop_in_time,
         )  # fmt: skip

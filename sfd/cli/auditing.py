@@ -69,7 +69,7 @@ def audit(
     """Audit a student, or anybody's model; exit 0 PASS, 3 FAIL, 4 INCONCLUSIVE."""
     import json
 
-    from sfd import devices, jobs, verbs
+    from sfd import devices, runs, verbs
 
     ways = {"a subject": subject, "--controls": controls, "--plan": plan, "--asks": asks}
     given = [way for way, value in ways.items() if value]
@@ -113,7 +113,7 @@ def audit(
         if reviewed:
             result = verbs.read_review(folder, Path(reviewed))
             conclude(result, folder, as_json)
-            raise typer.Exit(jobs.code_of(result))
+            raise typer.Exit(runs.code_of(result))
         result = verbs.audit_file(
             Path(subject), suite, folder, device=where, progress=progress,
             gold=Path(gold) if gold else None, plain=Path(plain) if plain else None,
@@ -123,7 +123,7 @@ def audit(
             clip=Path(clip) if clip else None,
         )  # fmt: skip
     conclude(result, folder, as_json)
-    raise typer.Exit(jobs.code_of(result))
+    raise typer.Exit(runs.code_of(result))
 
 
 def compare(

@@ -69,7 +69,7 @@ def _main_job(
     *,
     audited: bool,
 ) -> None:
-    from sfd import configs, devices, jobs
+    from sfd import configs, devices, jobs, runs
 
     rest, chosen = _out_of(overrides, out)
     recipe = configs.load(name, rest)
@@ -83,7 +83,7 @@ def _main_job(
         print_yaml(resolved, as_json)
         return
     with progress_bars() as progress:
-        work = jobs.run_job if audited else jobs.train_job
+        work = runs.run_job if audited else runs.train_job
         audit = work(
             job, folder, device=devices.device_of(device), force=force, say=say, progress=progress
         )
@@ -91,7 +91,7 @@ def _main_job(
         return
     if audit:
         conclude(audit, folder, as_json)
-    raise typer.Exit(jobs.code_of(audit))
+    raise typer.Exit(runs.code_of(audit))
 
 
 def pretrain(

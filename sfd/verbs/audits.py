@@ -6,12 +6,13 @@ from typing import Any
 
 import torch
 
-from sfd import concepts, configs, content, jobs
+from sfd import concepts, configs, content, jobs, runs
 from sfd.eval import suites
 from sfd.eval.outsiders import Function
 from sfd.eval.pipelines import AS_IT_IS, Sampling
 from sfd.eval.subjects import Subject, of_hidden, of_noise, of_student, of_teacher
-from sfd.jobs import Job, Progress, Say
+from sfd.jobs import Job
+from sfd.runs import Progress, Say
 from sfd.verbs.subjects import Opened, open_function, open_path
 
 
@@ -95,7 +96,7 @@ def _audited(
         raise ValueError(f"suite {chosen.name} asks for classes: --clip compares images with words")
     if attack_images is not None:
         chosen = chosen.model_copy(update={"attack_images": attack_images})
-    return jobs.audit_subject(
+    return runs.audit_subject(
         subject,
         chosen,
         teacher,
@@ -149,7 +150,7 @@ def run_controls(
     def audited(subject: Subject, what: str, gold: Path | None = None) -> dict[str, Any]:
         say(f"auditing {what}")
         assert job.suite
-        return jobs.audit_subject(
+        return runs.audit_subject(
             subject, job.suite, job.teacher, root / what, device=device, progress=progress,
             gold=gold,
         )  # fmt: skip
@@ -218,5 +219,5 @@ def _gold(job: Job, *, device: torch.device, say: Say, progress: Progress) -> Pa
     if taught or set(gold.teacher.without) != classes:
         return None
     folder = configs.folder_of(recipe_name, recipe)
-    jobs.train_job(gold, folder, device=device, force=False, say=say, progress=progress)
+    runs.train_job(gold, folder, device=device, force=False, say=say, progress=progress)
     return folder
