@@ -75,6 +75,8 @@ def prepare(name: str, recipe: Recipe, device: torch.device, teacher: Teacher | 
     `teacher` is the recipe's, where it is loaded already.
     """
     teacher = teacher or load_teacher(recipe, device)
+    if recipe.teacher.factory:
+        teachers.check_released(teacher, recipe.teacher.factory)
     found, retained = _conditions(recipe, teacher)
     plan = recipe.forgetting
     row = plugins.resolve(forgetting.RULES, plan.rule, "rules")

@@ -344,7 +344,10 @@ def test_fresh_weights_are_the_seeds_own_and_not_the_teachers():
 # --- pieces of the user's own that break their contracts -----------------------------------------
 
 OWN = """
+import dataclasses
+
 import sfd
+import torch
 from sfd import objectives, teachers
 
 def rule(answer, **hooks):
@@ -390,6 +393,15 @@ def o_value(*, sigma_init):
 t_none = lambda *, device: None
 def t_late(*, device):
     late(0)
+def mixture(device, **given):
+    return dataclasses.replace(teachers.load(name="mixture", device=device), **given)
+t_bare = lambda *, device: mixture(device, spec={})
+def t_other(*, device):
+    made = mixture(device)
+    options = {**made.spec["options"], "width": 32}
+    return mixture(device, spec={**made.spec, "options": options})
+t_decode = lambda *, device: mixture(device, decode=lambda x0: x0.numpy())
+t_words = lambda *, device: mixture(device, labels=(), encode=lambda raw: torch.zeros(len(raw), 4))
 """
 
 
@@ -421,6 +433,10 @@ def t_late(*, device):
         ("o_value", "own.py:o_value: invalid literal for int()"),
         ("t_none", "own.py:t_none: returned NoneType, not sfd.Teacher"),
         ("t_late", "own.py:t_late: KeyError: 'late'"),
+        ("t_bare", "own.py:t_bare: spec is empty"),
+        ("t_other", "own.py:t_other: spec builds another network than make_student"),
+        ("t_decode", "own.py:t_decode: decode: students of classes are read back without it"),
+        ("t_words", "own.py:t_words: a teacher asked in prompts is a folder of diffusers"),
     ],
 )
 def test_own_pieces_that_break_their_contract_are_named(name, says):

@@ -38,6 +38,7 @@ __all__ = [
     "Teacher",
     "build_denoiser",
     "check",
+    "check_released",
     "checkpoint_activations",
     "embedded",
     "finite_rows",
@@ -179,6 +180,30 @@ def _check(teacher: Teacher) -> None:
         reaches = x0.requires_grad and torch.autograd.grad(x0.sum(), x, allow_unused=True)[0]
         if not isinstance(reaches, torch.Tensor):
             raise ValueError(f"no gradient flows through the {role}'s denoiser to x")
+
+
+def check_released(teacher: Teacher, where: str) -> None:
+    """Whether a student of a user's own teacher can be read back from the file it is released in.
+
+    Raises ValueError that says what is off: a file holds tensors and a card, and no code.
+    """
+    with plugins.blamed(where):
+        if not teacher.labels:
+            raise ValueError("a teacher asked in prompts is a folder of diffusers: its students"
+                             " are read back with its text encoder and VAE")  # fmt: skip
+        if teacher.decode is not to_uint8:
+            raise ValueError("decode: students of classes are read back without it; let the"
+                             " denoiser's x0 be images in [-1, 1]")  # fmt: skip
+        if not teacher.spec:
+            raise ValueError("spec is empty: a student could not be read back from its file")
+        student = teacher.make_student().state_dict()
+        rebuilt = build_denoiser(teacher.spec).state_dict()
+        told, built = ({k: list(v.shape) for k, v in d.items()} for d in (student, rebuilt))
+        for name in sorted({*told, *built}):
+            if told.get(name) != built.get(name):
+                raise ValueError(f"spec builds another network than make_student: {name} is"
+                                 f" {built.get(name, 'not there')}, not"
+                                 f" {told.get(name, 'there')}")  # fmt: skip
 
 
 def set_precision(denoiser: nn.Module, precision: str) -> None:
