@@ -19,10 +19,10 @@ from sfd import (
 )
 from sfd.concepts import AnyConcept, Concept
 from sfd.configs import Recipe
-from sfd.eval import suites
+from sfd.eval import check_suite, suites
 from sfd.forgetting import Rule
 from sfd.objectives import Phase
-from sfd.teachers import Teacher
+from sfd.teachers import Teacher, lora
 
 
 @dataclass(frozen=True)
@@ -90,9 +90,23 @@ def prepare(name: str, recipe: Recipe, device: torch.device, teacher: Teacher | 
     if found and not plan.share:
         raise ValueError("forgetting.share is 0, so no image would ever forget: raise it")
     phases = phases_of(recipe, teacher.sigma_init, teacher.sigma_range)
+    _check_networks(name, recipe, teacher)
     suite = suites.load(recipe.audit.suite, recipe.audit.n) if recipe.audit else None
+    if suite:
+        check_suite(suite, teacher.labels, found)
     return Job(name, recipe, teacher, found, retained, rule, phases, suite,
                configs.sha256(recipe))  # fmt: skip
+
+
+def _check_networks(name: str, recipe: Recipe, teacher: Teacher) -> None:
+    """Raises ValueError if student and fake score cannot be had of this teacher as asked."""
+    plan = recipe.train
+    if plan.checkpointing:
+        teachers.check_checkpointing(teacher.denoiser)
+    if plan.lora:
+        lora.adapted(teacher.denoiser, **plan.lora.model_dump())
+    if plan.init and not teacher.spec:
+        raise ValueError(f"{name}: train.init: {teacher.name} does not say how it is built")
 
 
 def load_teacher(recipe: Recipe, device: torch.device) -> Teacher:

@@ -117,8 +117,6 @@ def _networks(job: Job) -> tuple[nn.Module, nn.Module]:
 
 def _fresh(job: Job) -> nn.Module:
     """A student of the teacher's architecture with weights of the recipe's seed."""
-    if not job.teacher.spec:
-        raise ValueError(f"{job.name}: train.init: {job.teacher.name} does not say how it is built")
     with torch.random.fork_rng():
         torch.manual_seed(job.recipe.train.seed)
         return teachers.build_denoiser(job.teacher.spec)

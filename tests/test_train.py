@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -319,6 +320,22 @@ def test_the_released_file_holds_the_student_alone():
     assert card["role"] == "student"
     assert all(key.startswith("model.") for key in tensors)
     assert card["concepts"][0]["name"] == "mixture-left"
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (("train.checkpointing=true",), "train.checkpointing: only networks of diffusers can"),
+        (("train.lora={rank: 2, alpha: 2}",), "train.lora: Target modules"),
+        (("audit={suite: fashion}",), "judge fashion knows ['t-shirt'"),
+        (("audit={suite: fashion-text}",), "is not for a model that is asked in classes"),
+        (("objective.alfa=1",), "unknown key 'alfa'; did you mean 'alpha'?"),
+    ],
+)
+def test_what_does_not_fit_is_said_before_the_first_stage_is_trained(given, says):
+    with pytest.raises(ValueError, match=re.escape(says)):
+        train("run", *given, recipe="digits-two-stage")
+    assert not Path("runs").exists() and not Path("run").exists()
 
 
 def test_a_run_may_be_started_in_a_thread():

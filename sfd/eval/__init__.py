@@ -8,9 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sfd import classifiers
+from sfd.concepts import AnyConcept, PromptConcept
 from sfd.eval import audit as classes
-from sfd.eval import prompts
+from sfd.eval import common, prompts, suites
 from sfd.eval.common import Progress, load_judge
+from sfd.eval.grid import build_grid, view_of
 from sfd.eval.subjects import Subject
 from sfd.eval.suites import AnySuite, PromptSuite, Suite
 from sfd.teachers import Teacher
@@ -40,10 +43,7 @@ def audit(
     Leaves `audit.json`, `sheets/` and transcripts of attacks in `folder`. Raises ValueError, in one
     line, if the suite's judges and reference, the concepts and the teacher do not fit together.
     """
-    labels = teacher.labels if teacher else subject.labels
-    if isinstance(suite, PromptSuite) == bool(labels):
-        asked = "classes" if labels else "prompts"
-        raise ValueError(f"suite {suite.name} is not for a model that is asked in {asked}")
+    _check_kind(suite, teacher.labels if teacher else subject.labels)
     options: Any = {"device": device, "controls": controls, "progress": progress, "review": review}
     if isinstance(suite, PromptSuite):
         options |= {"gold_named": gold_named, "clip": clip}
@@ -51,4 +51,29 @@ def audit(
     return classes.audit(subject, suite, teacher, folder, gold=gold, plain=plain, **options)
 
 
-__all__ = ["AnySuite", "PromptSuite", "Subject", "Suite", "audit", "load_judge"]
+def check_suite(suite: AnySuite, labels: Sequence[str], concepts: Sequence[AnyConcept]) -> None:
+    """Whether a suite can judge a model of these labels (none: asked in prompts) and concepts.
+
+    Nothing is drawn. Raises ValueError, in one line, if it cannot.
+    """
+    _check_kind(suite, labels)
+    reference = suites.read_reference(suite.reference)
+    if isinstance(suite, Suite):
+        cards = [classifiers.read_card(name) for name in (suite.judge, suite.second)]
+        common.check_labels(cards, labels)
+        common.check_reference(suite, reference, labels)
+        return
+    grid = build_grid(suite, "cpu")
+    common.check_reference(suite, reference, [cell.name for cell in grid.cells])
+    for concept in concepts:
+        if isinstance(concept, PromptConcept):
+            view_of(concept, grid)
+
+
+def _check_kind(suite: AnySuite, labels: Sequence[str]) -> None:
+    if isinstance(suite, PromptSuite) == bool(labels):
+        asked = "classes" if labels else "prompts"
+        raise ValueError(f"suite {suite.name} is not for a model that is asked in {asked}")
+
+
+__all__ = ["AnySuite", "PromptSuite", "Subject", "Suite", "audit", "check_suite", "load_judge"]

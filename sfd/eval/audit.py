@@ -215,11 +215,6 @@ def _check(
 ) -> None:
     if teacher and labels != list(teacher.labels):
         raise ValueError(f"the subject's labels {labels} are not the teacher's {teacher.labels}")
-    for classifier in judges:
-        if classifier.card.labels != labels:
-            raise ValueError(
-                f"judge {classifier.card.name} knows {classifier.card.labels}, the subject draws"
-                f" {labels}: name a judge of the same labels, in the same order"
-            )
+    common.check_labels([judge.card for judge in judges], labels)
     common.check_apart(suite.name, *judges, suite.features)
     common.check_reference(suite, reference, labels)

@@ -40,6 +40,16 @@ def load_judge(name: str, device: str) -> Classifier:
     )
 
 
+def check_labels(cards: Sequence[Card], labels: Sequence[str]) -> None:
+    """Raise ValueError unless these judges know a model's labels, in their order."""
+    for card in cards:
+        if card.labels != list(labels):
+            raise ValueError(
+                f"judge {card.name} knows {card.labels}, the subject draws {list(labels)}: name a"
+                " judge of the same labels, in the same order"
+            )
+
+
 def check_apart(suite: str, first: Classifier, second: Classifier, space: str) -> None:
     """Raise ValueError unless two judges and the features `space` are three networks."""
     cards = (first.card, second.card)

@@ -38,6 +38,7 @@ __all__ = [
     "Teacher",
     "build_denoiser",
     "check",
+    "check_checkpointing",
     "check_released",
     "checkpoint_activations",
     "embedded",
@@ -212,13 +213,19 @@ def set_precision(denoiser: nn.Module, precision: str) -> None:
         denoiser.precision = PRECISIONS[precision]
 
 
+def check_checkpointing(denoiser: nn.Module) -> None:
+    """Raises ValueError where a network cannot `checkpoint_activations`."""
+    if not isinstance(denoiser, StableDiffusionDenoiser | DiffusersDenoiser):
+        raise ValueError("train.checkpointing: only networks of diffusers can, leave it out")
+
+
 def checkpoint_activations(denoiser: nn.Module) -> None:
     """Let a denoiser compute its activations again in the backward pass, to save memory.
 
     Raises ValueError where its network cannot.
     """
-    if not isinstance(denoiser, StableDiffusionDenoiser | DiffusersDenoiser):
-        raise ValueError("train.checkpointing: only networks of diffusers can, leave it out")
+    check_checkpointing(denoiser)
+    assert isinstance(denoiser, StableDiffusionDenoiser | DiffusersDenoiser)
     denoiser.model.enable_gradient_checkpointing()
 
 
