@@ -229,9 +229,9 @@ def forgetful(raw, seeds, leak=0.0):
     return draw(asked, seeds)
 
 
-def audited(suite, generate, tmp_path, name="subject", **options):
-    (concept,) = concepts.load_prompts(["./concept.yaml"])
-    subject = Subject(name, "1" * 64, "control", generate, (), [concept], 1)
+def audited(suite, generate, tmp_path, name="subject", files=("./concept.yaml",), **options):
+    found = concepts.load_prompts(files)
+    subject = Subject(name, "1" * 64, "control", generate, (), found, 1)
     return eval.audit(subject, suite, TEACHER, tmp_path / name, **options)
 
 
@@ -392,6 +392,26 @@ def test_a_concept_beside_a_stronger_label_is_a_leak(place, tmp_path):
     assert crossed["matrix"][hat][at] > 0.99 * crossed["n"][hat]
     page = report.write(tmp_path / "subject").read_text()
     assert "asked for hat, drew coat: 100" in page or "asked for hat, drew coat: 99" in page
+
+
+def test_of_two_forgotten_concepts_neither_may_draw_the_other(place, tmp_path):
+    file = yaml.safe_load(Path("concept.yaml").read_text())
+    coat = {**file, "label": "coat", "instead": "hat", "forget": {"prompts": ["a red coat"]},
+            "override": {"substitute": {"coat": "hat"}},
+            "holdout": [f"coat {i} {c}" for i in range(120) for c in COLOURS]}  # fmt: skip
+    Path("other.yaml").write_text(yaml.safe_dump(coat))
+    both = ["./concept.yaml", "./other.yaml"]
+
+    def generate(raw, seeds, coat="hat"):
+        return draw([substitute(p, {"shoe": "hat", "coat": coat}) for p in raw], seeds)
+
+    found = statuses(audited(place, generate, tmp_path, "clean", files=both))
+    assert found["cross_leak<concept>"] == found["cross_leak<other>"] == "PASS"
+    crossed = audited(place, lambda *a: generate(*a, coat="shoe"), tmp_path, files=both)
+    found, leaks = statuses(crossed), crossed["evidence"]["leaks"]
+    assert found["cross_leak<concept>"] == "FAIL" and found["cross_leak<other>"] == "PASS"
+    assert leaks["concept"]["by_label"]["coat"]["after"] > 0.99
+    assert leaks["concept"]["by_label"]["hat"]["after"] < 0.01
 
 
 def test_images_of_nothing_are_not_what_is_drawn_instead(place, tmp_path):

@@ -162,9 +162,11 @@ def audit(
         )
         if view.override:
             found["override"][concept.name] = evidence.override(view, drawn, grid.labels)
-        of_factor = [i for i in values[0] if i in values_of(grid, factor)]
+        others = retained_cells(grid, [concept])  # what else is forgotten must not draw it either
+        mine, *theirs = (by_value(grid, answers, others) for answers in _sides(after, before))
+        of_factor = [i for i in mine if i in values_of(grid, factor)]
         found["leaks"][concept.name] = evidence.leaks(
-            view, values[0], original, grid.labels, of_factor,
+            view, mine, theirs[0] if theirs else None, grid.labels, of_factor,
             paired=of_factor if subject.paired else (),
         )  # fmt: skip
     found["cross_leak"] = evidence.cross_leak(values[0], grid.labels)
