@@ -272,6 +272,7 @@ def regression(
     sigma_init: float,
     sigma_range: tuple[float, float] = (0.002, 80.0),
     pairs: int = 4000,
+    solver: str = "heun",
     steps: int = 8,
     weight: float = 1.0,
     sigma_min: float | None = None,
@@ -279,12 +280,17 @@ def regression(
 ) -> tuple[Phase, ...]:
     """Knowledge distillation (arXiv 2101.02388): the end of the target's own trajectory, regressed.
 
-    The student learns `pairs` pairs of z and of where Heun's method in `steps` steps leads from
-    sigma_max z (by default over the target's own `sigma_range`). Each end is computed when its
-    image is first met, and kept. It keeps the target's variety, and is blurred: a start for the
-    others, or, times `weight`, a part of them (their `pairs`). The fake score does not learn.
-    Raises ValueError on levels outside the range, or fewer than one step or pair.
+    The student learns `pairs` pairs of z and of where a `solver` (`solvers.SOLVERS`) leads in
+    `steps` steps from sigma_max z (by default over the target's own `sigma_range`). Each end is
+    computed when its image is first met, and kept. It keeps the target's variety, and is blurred: a
+    start for the others, or, times `weight`, a part of them (their `pairs`). The fake score does
+    not learn.
+    Raises ValueError on levels outside the range, no such solver, or fewer than one step or pair.
     """
+    if solver not in solvers.SOLVERS:
+        near = content.did_you_mean(solver, solvers.SOLVERS)
+        raise ValueError(f"no solver called {solver!r}{near}")
+    solve = solvers.SOLVERS[solver]
     low = sigma_range[0] if sigma_min is None else sigma_min
     high = sigma_range[1] if sigma_max is None else sigma_max
     if not sigma_range[0] <= low < high <= sigma_range[1]:
@@ -298,7 +304,7 @@ def regression(
     def loss(student: Denoise, target: Denoise, draw: Draw, kept: dict[int, Tensor]):
         z = draw.normal("z")
         if any(n not in kept for n in draw.numbers):
-            x0 = solvers.heun(target, z, steps=steps, sigma_min=low, sigma_max=high)
+            x0 = solve(target, z, steps=steps, sigma_min=low, sigma_max=high)
             kept.update(zip(draw.numbers, x0, strict=True))
         x_g = student(sigma_init * z, z.new_full((len(z),), sigma_init))
         losses = regression_loss(x_g, torch.stack([kept[n] for n in draw.numbers]))

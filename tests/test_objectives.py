@@ -291,15 +291,17 @@ def test_the_fake_phase_never_sees_the_students_graph(name, reuse):
     assert all(p.grad is not None for p in fake.parameters())
 
 
-def test_regression_is_the_distance_to_the_trajectorys_end():
+@pytest.mark.parametrize("solver", ["heun", "dpm"])
+def test_regression_is_the_distance_to_the_trajectorys_end(solver):
     """Of a Gaussian the end is affine in z: m + (sigma_max z - m) s / sqrt(s^2 + sigma_max^2)."""
     top, m, s = 80.0, 0.3, 0.5
     shrink = s / (s**2 + top**2) ** 0.5
     student = Shift(m - m * shrink, top * shrink)
-    found = losses_of("regression", student, Gaussian(m, s), None, 16, steps=200, sigma_max=top)
+    more = {"steps": 200, "sigma_max": top}
+    found = losses_of("regression", student, Gaussian(m, s), None, 16, solver=solver, **more)
     assert found.max() < 1e-6
     off = Shift(m - m * shrink + 0.1, top * shrink)
-    found = losses_of("regression", off, Gaussian(m, s), None, 16, steps=200, sigma_max=top)
+    found = losses_of("regression", off, Gaussian(m, s), None, 16, solver=solver, **more)
     torch.testing.assert_close(found, torch.full((16,), 0.01 * np.prod(SHAPE)), rtol=0.02, atol=0)
 
 
@@ -326,6 +328,7 @@ def test_regression_asks_the_target_once_a_pair(tmp_path):
         ("regression", {"pairs": 0}, "distinct=0"),
         ("regression", {"pairs": 2.5}, "distinct=2.5"),
         ("regression", {"steps": 0}, "steps=0"),
+        ("regression", {"solver": "huen"}, "no solver called 'huen'; did you mean 'heun'?"),
         ("sid", {"pairs": {"steps": 0}}, "steps=0"),
         ("sid", {"pairs": 4000}, "pairs=4000: give options"),
         ("sid", {"pairs": {"wieght": 1.0}}, "unknown key 'wieght'; did you mean 'weight'"),

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
-from sfd import noise, schedules
+from sfd import noise, schedules, solvers
 from sfd.teachers.ddpm import DiscreteTimes
 
 KEY = (0, "phase", "purpose")
@@ -198,3 +198,32 @@ def test_uniform_is_uniform_and_open():
     assert stats.kstest(values, "uniform").pvalue > 1e-3
     ends = noise._to_unit(np.array([0, 2**64 - 1], np.uint64))
     assert 0 < ends[0] < 1e-15 and 1 - 1e-15 < ends[1] < 1
+
+
+# --- solvers -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("solver", "calls"), [("heun", 31), ("dpm", 16)])
+def test_solvers_are_of_second_order_and_count_their_calls(solver, calls):
+    """Gaussian data: the flow scales x - mean as sqrt(spread^2 + sigma^2), in closed form."""
+    mean, spread, low, high, z = 0.3, 0.4, 0.02, 20.0, torch.randn(4, 1, 2, 2, dtype=torch.float64)
+    counted = []
+
+    def denoise(x, sigma):
+        counted.append(len(sigma))
+        s = sigma.reshape(-1, 1, 1, 1) ** 2
+        return (spread**2 * x + s * mean) / (spread**2 + s)
+
+    def wrong(steps: int) -> float:
+        x = mean + (high * z - mean) * ((spread**2 + low**2) / (spread**2 + high**2)) ** 0.5
+        exact = denoise(x, torch.full((4,), low))  # both end with the posterior's mean at `low`
+        found = solvers.SOLVERS[solver](denoise, z, steps=steps, sigma_min=low, sigma_max=high)
+        return float((found - exact).abs().max())
+
+    coarse, fine = wrong(32), wrong(64)
+    assert 3.3 < coarse / fine < 5 and fine < 2e-3
+    counted.clear()
+    solvers.SOLVERS[solver](denoise, z, steps=16, sigma_min=low, sigma_max=high)
+    assert counted == [4] * calls
+    one = solvers.SOLVERS[solver](denoise, z, steps=1, sigma_min=low, sigma_max=high)
+    torch.testing.assert_close(one, denoise(high * z, torch.full((4,), high)))

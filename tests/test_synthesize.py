@@ -714,6 +714,9 @@ def test_bad_words_end_in_one_line(run):
             if "detector" in options:
                 options = {"detectors": ["digits"]}
             verbs.synthesize_run(run, Path("set"), n=4, **options)
+    for option in ({"private_features": "pixels"}, {"private_quantile": 0.1}):
+        with pytest.raises(ValueError, match="go with --private IMAGES"):
+            verbs.synthesize_run(run, Path("set"), n=4, **option)
 
 
 def test_places_are_all_in_one_folder_each():

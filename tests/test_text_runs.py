@@ -9,10 +9,12 @@ import pytest
 import test_seal
 import torch
 import yaml
+from typer.testing import CliRunner
 
 import sfd
 from sfd import (
     checkpoints,
+    cli,
     configs,
     content,
     export,
@@ -216,6 +218,8 @@ def test_sampled_prompts_are_no_file_names(place, tmp_path):
     assert captions[::2] == asked and images_.shape == (2 * len(asked), 16, 16, 3)
     with pytest.raises(ValueError, match="--prompt TEXT or --prompts FILE"):
         verbs.prompts_of([], None)
+    words = ["sample", str(folder), str(tmp_path / "none"), "--labels", "red"]
+    assert "is asked in words" in str(CliRunner().invoke(cli.app, words).exception)
 
 
 def test_a_gone_teacher_folder_is_named(place, tmp_path):

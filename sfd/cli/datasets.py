@@ -29,8 +29,9 @@ def synthesize(
         str | None, typer.Option(help="What they are compared in (default: the suite's).")
     ] = None,
     private_quantile: Annotated[
-        float, typer.Option(help="Share of them that lie nearer to each other than is allowed.")
-    ] = 0.05,
+        float | None,
+        typer.Option(help="Share of them nearer to each other than is allowed (default .05)."),
+    ] = None,
     n: Annotated[int | None, typer.Option(min=1, help="Images (default 1000).")] = None,
     seed: Annotated[int | None, typer.Option(min=0, max=MAX_SEED, help="(default 0)")] = None,
     tries: Annotated[int, typer.Option(min=1, max=256, help="Of each place, at most.")] = 20,

@@ -125,7 +125,9 @@ def pretrain(
 def sample(
     student: str,
     out: str,
-    labels: Annotated[str, typer.Option(help="Comma-separated labels, or 'all'.")] = "all",
+    labels: Annotated[
+        str | None, typer.Option(help="Comma-separated labels, or 'all' (default).")
+    ] = None,
     prompt: Annotated[list[str] | None, typer.Option(help="Of a text-to-image student.")] = None,
     prompts: Annotated[str | None, typer.Option(help="A list: .txt, .csv or .yaml.")] = None,
     n: Annotated[int, typer.Option(min=1, help="Images of each label or prompt.")] = 16,
@@ -143,8 +145,10 @@ def sample(
     if generator.labels:
         if prompt or prompts:
             raise ValueError(f"{student}: is asked in classes: use --labels")
-        count = verbs.sample_labels(generator, labels, Path(out), n=n, seed=seed)
+        count = verbs.sample_labels(generator, labels or "all", Path(out), n=n, seed=seed)
     else:
+        if labels:
+            raise ValueError(f"{student}: is asked in words: use --prompt or --prompts")
         asked = verbs.prompts_of(prompt or [], prompts)
         count = verbs.sample_prompts(generator, asked, Path(out), n=n, seed=seed)
     say(f"{count} images in {out}; {Path(out) / 'sheet.png'}")

@@ -43,7 +43,7 @@ def synthesize_run(
     detectors: Sequence[str] = (),
     private: str | None = None,
     private_features: str | None = None,
-    private_quantile: float = 0.05,
+    private_quantile: float | None = None,
     c2pa: tuple[str, str] | None = None,
     usefulness: tuple[str, str] | None = None,
     shard: str = "0/1",
@@ -55,11 +55,14 @@ def synthesize_run(
 
     `detectors` are `NAME` or `NAME=LABEL,...` (default: the suite's judges, else the concepts').
     `private` are images that none may come too near to, in `private_features` (default: the
-    suite's). `c2pa` are the files of a certificate chain and its key, which sign every image.
+    suite's); `private_quantile` (.05) is the share of them nearer to each other than is allowed.
+    `c2pa` are the files of a certificate chain and its key, which sign every image.
     `usefulness` are real labelled images to learn from and to test on: see `add_usefulness`.
     Raises ValueError in one line on anything that does not fit the student.
     """
     out = out.expanduser()
+    if private is None and (private_features or private_quantile is not None):
+        raise ValueError("--private-features and --private-quantile go with --private IMAGES")
     signer = None
     if c2pa:
         # a finished dataset signs nothing: it may be reviewed after the certificate's last day
@@ -75,12 +78,13 @@ def synthesize_run(
         if name is None:
             raise ValueError("--private needs --private-features NAME: this run names no suite")
         pictures = _pictures(private)
-        near = screening.private_set(pictures, features.load(name, device), private_quantile)
+        quantile = 0.05 if private_quantile is None else private_quantile
+        near = screening.private_set(pictures, features.load(name, device), quantile)
         about = {
             "images": len(pictures),
             "sha256": content.sha256(b"".join(picture.tobytes() for picture in pictures)),
             "features": name,
-            "quantile": private_quantile,
+            "quantile": quantile,
             "radius": near.radius,
         }
     asked = _asked(student, gone, _words(labels), _parts(balance), prompts, prompt_list)
