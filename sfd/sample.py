@@ -73,16 +73,26 @@ def _batched(
 
 
 def teacher_sampler(
-    teacher: Teacher, *, steps: int = 18, guidance: float = 1.0, batch: int = 250
+    teacher: Teacher,
+    *,
+    solver: str = "heun",
+    steps: int = 18,
+    sigma_min: float | None = None,
+    guidance: float = 1.0,
+    batch: int = 250,
 ) -> Generate:
-    """A teacher's own samples by `solvers.heun`."""
+    """A teacher's own samples by one of `solvers.SOLVERS`, down to `sigma_min` (default: its own).
+
+    Raises ValueError on another solver.
+    """
     device = next(teacher.denoiser.parameters(), torch.zeros(())).device
-    low, high = teacher.sigma_range
+    solve, (low, high) = solvers.find(solver), teacher.sigma_range
+    low = low if sigma_min is None else sigma_min
 
     def draw(raw: Raw, z: Tensor) -> np.ndarray:
         denoiser = guided(teacher.denoiser, teacher.encode([None]), guidance)
         cond = teacher.encode(raw)
-        x0 = solvers.heun(
+        x0 = solve(
             lambda x, sigma: denoiser(x, sigma, cond), z, steps=steps, sigma_min=low, sigma_max=high
         )
         return teacher.decode(x0)
