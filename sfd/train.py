@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sfd import forgetting, noise, state, teachers
+from sfd import content, forgetting, noise, state, teachers
 from sfd.concepts import AnyConcept
 from sfd.forgetting import Batch, Rule
 from sfd.objectives import Draw, Logs, Phase
@@ -76,7 +76,7 @@ def train(
         name: {**networks, "fake": teachers.guided(fake, null, k)}
         for name, k in (("student", guidance_fake), ("fake", guidance_train))
     }
-    masks = rule.mask(student) if rule.mask else {}
+    masks = masks_of(rule, student)
     run = state.Run({**networks, "ema": average}, dict(optimizers))
     state.restore(run, folder / "state", identity)
 
@@ -123,9 +123,10 @@ def train(
                 weight = b.weight_student if phase.weight == "student" else b.weight_fake
                 weighted = weight * losses
                 (weighted.sum() / batch).backward()
-                _add(stats, f"loss_{phase.name}", weighted.detach() / teacher_size(teacher))
+                loss = weighted.detach() / teacher_size(teacher)
+                _add(stats, f"loss_{phase.name}", loss, torch.ones_like(loss, dtype=torch.bool))
                 for key, values in logs.items():
-                    _add(stats, key, values)
+                    _add(stats, key, values, ~torch.isnan(values))
             for name in phase.learns if phase.steps else ():
                 state.add_gradients(own[name])
                 for key, mask in masks.items() if name == "student" else ():
@@ -255,10 +256,22 @@ def _checked(found: Any, shape: torch.Size, dtype: torch.dtype, what: str) -> Te
     return found
 
 
-def _add(stats: state.Stats, name: str, values: Tensor) -> None:
-    """Add the sum and the count of the rows that take part (NaN does not, in a banded log)."""
-    counted = (
-        ~torch.isnan(values) if "_sigma_" in name else torch.ones_like(values, dtype=torch.bool)
-    )
+def masks_of(rule: Rule, student: nn.Module) -> dict[str, Tensor]:
+    """A rule's masks by parameter. Raises ValueError unless each fits one of the student's."""
+    masks = rule.mask(student) if rule.mask else {}
+    known = {name: p.shape for name, p in student.named_parameters() if p.requires_grad}
+    for name, mask in masks.items():
+        if name not in known:
+            near = content.did_you_mean(name, known)
+            raise ValueError(f"the rule's mask: the student learns no parameter {name!r}{near}")
+        if not isinstance(mask, Tensor) or mask.shape != known[name]:
+            found = list(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
+            raise ValueError(f"the rule's mask of {name} is {found}, the parameter"
+                             f" {list(known[name])}")  # fmt: skip
+    return masks
+
+
+def _add(stats: state.Stats, name: str, values: Tensor, counted: Tensor) -> None:
+    """Add the sum and the number of the rows that are `counted`."""
     total, count = stats.get(name, (0.0, 0.0))
     stats[name] = (total + float(values[counted].sum()), count + float(counted.sum()))

@@ -365,7 +365,7 @@ import dataclasses
 
 import sfd
 import torch
-from sfd import objectives, teachers
+from sfd import forgetting, objectives, teachers
 
 def rule(answer, **hooks):
     return lambda teacher, concepts: sfd.Rule(
@@ -377,6 +377,10 @@ def late(x):
 r_rows, r_double = rule(lambda x: x[:1]), rule(lambda x: x.double())
 r_word, r_late = rule(lambda x: "no"), rule(late)
 r_penalty = rule(lambda x: x, penalty=lambda student, x_g, batch: x_g.mean())
+r_mask = rule(lambda x: x, mask=lambda student: {"no.such": torch.ones(1)})
+def all_of(student):
+    return {name: torch.ones(2, 3, 4) for name, _ in student.named_parameters()}
+r_masks = rule(lambda x: x, mask=all_of)
 r_number = lambda teacher, concepts: sfd.Rule(target=3)
 r_none = lambda teacher, concepts: None
 r_nobody = lambda: None
@@ -431,6 +435,8 @@ t_words = lambda *, device: mixture(device, labels=(), encode=lambda raw: torch.
         ("r_penalty", "the rule's penalty is torch.float32 []"),
         ("r_late", "own.py:r_late: KeyError: 'late'"),
         ("r_number", "own.py:r_number: a rule's target is a function, not int"),
+        ("r_mask", "the rule's mask: the student learns no parameter 'no.such'"),
+        ("r_masks", "weight is [2, 3, 4], the parameter ["),
         ("r_none", "own.py:r_none: returned NoneType, not sfd.Rule"),
         ("r_nobody", "own.py:r_nobody): too many positional arguments"),
         ("o_mean", "is torch.float32 [], the contract wants"),
@@ -471,6 +477,25 @@ def test_own_pieces_that_break_their_contract_are_named(name, says):
     _, (line,), _ = verbs.validate(["own.yaml"])
     # the check of a contract is on a small batch
     assert line.startswith("own.yaml: ") and says.split(", the contract")[0] in line
+
+
+def test_a_masked_weight_does_not_move_and_the_rest_does():
+    Path("own.py").write_text(
+        OWN
+        + """
+def but_the_first(student):
+    first = next(iter(student.named_parameters()))[0]
+    return {first: torch.zeros_like(student.get_parameter(first))}
+def r_masked(teacher, concepts):
+    plain = forgetting.override(teacher, concepts)
+    return dataclasses.replace(plain, mask=but_the_first)
+"""
+    )
+    trained = train("run", "forgetting.rule=./own.py:r_masked")
+    start = teachers.load(name="mixture", device=CPU).make_student().state_dict()
+    moved = {name: not torch.equal(trained[name], start[name]) for name in start}
+    first, *rest = moved
+    assert not moved[first] and any(moved[name] for name in rest)
 
 
 def test_the_average_forgets_its_start_and_keeps_its_half_life():

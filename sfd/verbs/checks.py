@@ -156,6 +156,7 @@ def check_job(job: Job) -> None:
         device=device,
     )
     nets = {"student": job.teacher.make_student(), "fake": job.teacher.make_student()}
+    train.masks_of(job.rule, nets["student"].requires_grad_(True))
     memo: dict[str, torch.Tensor] = {}
     for phase in job.phases:
         where = f"{job.name}: phase {phase.name}"
