@@ -114,6 +114,8 @@ def _row(name: str, audit: Json, file: Path) -> Row:
         "sha256": subject.get("sha256"),
         "format": subject.get("format"),
         "teacher": (subject.get("teacher") or {}).get("name"),
+        "teacher_sha256": (subject.get("teacher") or {}).get("sha256"),
+        "teacher_fid": (quality.get("baseline") or {}).get("fid"),
         "verdict": audit.get("verdict"),
         "family_sha256": subject.get("family_sha256"),
         "seed": subject.get("seed"),
@@ -205,7 +207,13 @@ def markdown(found: Json) -> str:
     suite = found["suite"]
     lines = [f"Suite {suite.get('name')}, version {suite.get('version')}; FID in"
              f" {found['feature_space']}.", ""]  # fmt: skip
-    lines += _table([_cells(row) for row in found["audits"]])
+    several = len({row["teacher_sha256"] for row in found["audits"]}) > 1
+    if several:
+        lines += [
+            "These are of several teachers: what is said of a teacher is of each one's own.",
+            "",
+        ]
+    lines += _table([_cells(row, several) for row in found["audits"]])
     for each in found["spread"]:
         lines += ["", f"Between {len(each['seeds'])} training seeds of one recipe"
                   f" ({', '.join(each['audits'])}):", ""]  # fmt: skip
@@ -213,8 +221,11 @@ def markdown(found: Json) -> str:
     return "\n".join(lines)
 
 
-def _cells(row: Row) -> dict[str, str]:
+def _cells(row: Row, several: bool) -> dict[str, str]:
     cells = {"audit": row["name"], "seed": _or_dash(row["seed"]), "verdict": row["verdict"]}
+    if several:
+        sha, fid = row["teacher_sha256"], row["teacher_fid"]
+        cells["teacher"] = f"{row['teacher']} {sha[:8]}, FID {decimal(fid)}" if sha else DASH
     for concept, d in row["direct"].items():
         lost = f", {count(d['failed'])} missing" if d["failed"] else ""
         cells[f"{concept}: drawn when asked for"] = (

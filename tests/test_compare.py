@@ -141,6 +141,16 @@ def test_other_seeds_teachers_and_verdicts_are_what_is_compared():
     assert compare.picture(found, "png").startswith(b"\x89PNG")
 
 
+def test_where_teachers_differ_each_row_says_whose_it_is():
+    one, other = audit_of(0), audit_of(1)
+    alike = compare.markdown(compare.compare([put(one, "a"), put(other, "b")]))
+    assert "several teachers" not in alike and "| teacher |" not in alike
+    other["subject"]["teacher"] = {"name": "weak", "sha256": "3" * 64}
+    other["evidence"]["quality"]["baseline"] = {"fid": 2.5}
+    found = compare.markdown(compare.compare([put(one, "a"), put(other, "c")]))
+    assert "several teachers" in found and "weak 33333333, FID 2.50" in found
+
+
 def test_one_seed_twice_shows_no_spread():
     again = audit_of(0)
     again["subject"]["sha256"] = "9" * 64
