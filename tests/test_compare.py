@@ -147,7 +147,7 @@ def test_where_teachers_differ_each_row_says_whose_it_is():
     assert "several teachers" not in alike and "| teacher |" not in alike
     other["subject"]["teacher"] = {"name": "weak", "sha256": "3" * 64}
     other["evidence"]["quality"]["baseline"] = {"fid": 2.5}
-    found = compare.markdown(compare.compare([put(one, "a"), put(other, "c")]))
+    found = compare.markdown(compare.compare([put(one, "c"), put(other, "d")]))
     assert "several teachers" in found and "weak 33333333, FID 2.50" in found
 
 
