@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
-from sfd import content, networks, schedules, solvers
+from sfd import content, networks, schedules
 from sfd.content import Pair, Strict
 
 Precision = Literal["fp32", "bf16"]
@@ -147,36 +147,6 @@ class TeacherRecipe(Strict):
         if len({*self.exclude}) == len(self.labels):
             raise ValueError("exclude: leaves no label to learn")
         return self
-
-
-class Drawing(Strict):
-    """How a settled teacher's images are drawn: `images`, as many of each label, under guidance."""
-
-    images: int = Field(gt=0)
-    guidance: float = Field(ge=0)
-    solver: str = "dpm"
-    steps: int = Field(default=15, gt=0)
-    sigma_min: float | None = Field(default=None, gt=0)
-
-    @model_validator(mode="after")
-    def _solver_exists(self) -> "Drawing":
-        solvers.find(self.solver)
-        return self
-
-
-class SettledRecipe(Strict):
-    """A recipe of `sfd pretrain` for a teacher that has learned what another draws under guidance.
-
-    A guided score is that of no distribution; the settled teacher's plain one is that of the guided
-    images, and so what score distillation can match.
-    """
-
-    version: Literal[1]
-    kind: Literal["settled-teacher"]
-    name: str = Field(pattern=r"^[\w.-]+$")
-    teacher: "TeacherRef"
-    draw: Drawing
-    train: Pretraining
 
 
 class Autoencoder(Strict):
@@ -345,9 +315,6 @@ class Recipe(Strict):
 
     version: Literal[1]
     teacher: TeacherRef
-    target: TeacherRef | None = None
-    """What is distilled, if not the teacher itself: one that is settled on its images. The audit
-    compares with the teacher all the same."""
     concepts: list[str] = []
     prompts: str | None = None
     """The prompts that a text-to-image model is asked; those of the concepts are left out."""
@@ -373,7 +340,6 @@ KINDS: dict[str, type[Strict]] = {
     "run": Recipe,
     "teacher": TeacherRecipe,
     "text-teacher": TextTeacherRecipe,
-    "settled-teacher": SettledRecipe,
 }
 """Recipes by their `kind`; one without is a run's."""
 
@@ -391,12 +357,9 @@ def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
     return _load(name, overrides, (Recipe,))
 
 
-AnyTeacherRecipe = TeacherRecipe | TextTeacherRecipe | SettledRecipe
-
-
-def load_teacher(name: str, overrides: Sequence[str] = ()) -> AnyTeacherRecipe:
+def load_teacher(name: str, overrides: Sequence[str] = ()) -> TeacherRecipe | TextTeacherRecipe:
     """A teacher's recipe by name or path, with `key=value` overrides."""
-    return _load(name, overrides, (TeacherRecipe, TextTeacherRecipe, SettledRecipe))
+    return _load(name, overrides, (TeacherRecipe, TextTeacherRecipe))
 
 
 def _load(name: str, overrides: Sequence[str], models: tuple[type[Any], ...]) -> Any:
@@ -434,27 +397,26 @@ def plain(recipe: Strict) -> dict[str, Any]:
     return recipe.model_dump(mode="json", exclude_none=True)
 
 
-def sha256(recipe: Recipe | AnyTeacherRecipe) -> str:
+def sha256(recipe: Recipe | TeacherRecipe | TextTeacherRecipe) -> str:
     """Hash of everything in a recipe that shapes its weights: not where it is put or looked at."""
     return content.hash_json(_shaping(recipe))
 
 
 def own_code(recipe: Recipe) -> dict[str, str]:
     """The hash of every file of the user's own that a recipe names a function of."""
-    models = [ref.factory or "" for ref in (recipe.teacher, recipe.target) if ref]
-    named = (recipe.objective.name, recipe.forgetting.rule, *models)
+    named = (recipe.objective.name, recipe.forgetting.rule, recipe.teacher.factory or "")
     files = sorted({name.rpartition(":")[0] for name in named if ".py:" in name})
     return {file: content.sha256(Path(file).expanduser()) for file in files}
 
 
-def family_sha256(recipe: Recipe | AnyTeacherRecipe) -> str:
+def family_sha256(recipe: Recipe | TeacherRecipe | TextTeacherRecipe) -> str:
     """`sha256` of a recipe but for its seed: runs of one family differ in the seed alone."""
     data = _shaping(recipe)
     data["train"].pop("seed", None)
     return content.hash_json(data)
 
 
-def _shaping(recipe: Recipe | AnyTeacherRecipe) -> dict[str, Any]:
+def _shaping(recipe: Recipe | TeacherRecipe | TextTeacherRecipe) -> dict[str, Any]:
     data = plain(recipe)
     for key in ("out", "audit"):
         data.pop(key, None)

@@ -32,8 +32,6 @@ class Job:
     name: str
     recipe: Recipe
     teacher: Teacher
-    target: Teacher
-    """What is distilled: the teacher itself, or the recipe's own."""
     concepts: list[AnyConcept]
     retained: list[Any]
     rule: Rule
@@ -79,38 +77,25 @@ def prepare(name: str, recipe: Recipe, device: torch.device, teacher: Teacher | 
     teacher = teacher or load_teacher(recipe, device)
     if recipe.teacher.factory:
         teachers.check_released(teacher, recipe.teacher.factory)
-    target = _target(recipe, teacher, device) if recipe.target else teacher
     found, retained = _conditions(recipe, teacher)
     plan = recipe.forgetting
     row = plugins.resolve(forgetting.RULES, plan.rule, "rules")
     build_rule = row.build if isinstance(row, forgetting.Row) else row
     null = teacher.encode([None])
     k, interval = recipe.guidance.target, recipe.guidance.interval
-    asked = replace(target, denoiser=teachers.guided(target.denoiser, null, k, interval))
-    rule = _built(build_rule, f"forgetting.options ({plan.rule})", plan.options, asked, found)
+    target = replace(teacher, denoiser=teachers.guided(teacher.denoiser, null, k, interval))
+    rule = _built(build_rule, f"forgetting.options ({plan.rule})", plan.options, target, found)
     if plan.rule not in forgetting.RULES:
         rule = forgetting.own(rule, plan.rule)
     if found and not plan.share:
         raise ValueError("forgetting.share is 0, so no image would ever forget: raise it")
     phases = phases_of(recipe, teacher.sigma_init, teacher.sigma_range)
-    _check_networks(name, recipe, target)
+    _check_networks(name, recipe, teacher)
     suite = suites.load(recipe.audit.suite, recipe.audit.n) if recipe.audit else None
     if suite:
         check_suite(suite, teacher.labels, found)
-    return Job(name, recipe, teacher, target, found, retained, rule, phases, suite,
+    return Job(name, recipe, teacher, found, retained, rule, phases, suite,
                configs.sha256(recipe))  # fmt: skip
-
-
-def _target(recipe: Recipe, teacher: Teacher, device: torch.device) -> Teacher:
-    """A recipe's own target. Raises ValueError unless it is the teacher's like."""
-    assert recipe.target
-    target = teachers.load(**dict(recipe.target), device=device)
-    for what in ("labels", "without", "shape", "spec", "sigma_init"):
-        if (mine := getattr(target, what)) != (its := getattr(teacher, what)):
-            raise ValueError(
-                f"target: {target.name} is not {teacher.name}'s like: its {what} {mine}, not {its}"
-            )
-    return target
 
 
 def _check_networks(name: str, recipe: Recipe, teacher: Teacher) -> None:

@@ -287,7 +287,10 @@ def regression(
     not learn.
     Raises ValueError on levels outside the range, no such solver, or fewer than one step or pair.
     """
-    solve = solvers.find(solver)
+    if solver not in solvers.SOLVERS:
+        near = content.did_you_mean(solver, solvers.SOLVERS)
+        raise ValueError(f"no solver called {solver!r}{near}")
+    solve = solvers.SOLVERS[solver]
     low = sigma_range[0] if sigma_min is None else sigma_min
     high = sigma_range[1] if sigma_max is None else sigma_max
     if not sigma_range[0] <= low < high <= sigma_range[1]:

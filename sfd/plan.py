@@ -110,7 +110,6 @@ def memory(
     guidance: Mapping[str, float],
     adapters: Mapping[str, Any] | None,
     checkpointing: bool,
-    targets: int = 1,
     fused: bool = False,
 ) -> dict[str, int]:
     """Bytes by role of a training run on one device, text encoder and VAE left out.
@@ -118,8 +117,7 @@ def memory(
     `teacher`, `student`, `fake`, `ema` (in LoRA mode what each adds to the shared base),
     `optimizers` (Adam's two moments), `gradients` (of the larger network: only one learns at a
     time), `activations` (whatever else is alive at the worst moment of two whole steps), `kept`
-    (what is remembered of distinct images) and their sum, `total`. `targets` is 2 where another
-    than the teacher is distilled, and both are held. `fused` plans for fused
+    (what is remembered of distinct images) and their sum, `total`. `fused` plans for fused
     attention kernels, as CUDA has them. What an allocator and kernels' workspaces take comes on
     top.
     """
@@ -152,7 +150,7 @@ def memory(
         }
         weights = {name: _bytes(parameters) for name, parameters in learned.items()}
         roles = {
-            "teacher": targets * _bytes([*base.parameters(), *base.buffers()]),
+            "teacher": _bytes([*base.parameters(), *base.buffers()]),
             **own,
             "ema": weights["student"],
             "optimizers": 2 * sum(weights.values()),

@@ -1,11 +1,6 @@
-"""Train a class-conditional EDM teacher from labelled images (arXiv 2206.00364).
+"""Train a class-conditional EDM teacher from labelled images (arXiv 2206.00364)."""
 
-The images are real ones, or another teacher's own.
-"""
-
-import io
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +22,8 @@ from sfd import (
     state,
     teachers,
 )
-from sfd.configs import Drawing, SettledRecipe, TeacherRecipe
-from sfd.teachers import Teacher, from_uint8, one_hot, to_uint8
-
-DRAWN = "drawn"
-"""Where a settled teacher's images lie in its folder."""
-
-PART = 500
-"""Images of them that are written at once."""
+from sfd.configs import TeacherRecipe
+from sfd.teachers import from_uint8, one_hot, to_uint8
 
 
 def pretrain(
@@ -125,33 +114,8 @@ def pretrain(
     return average
 
 
-@dataclass(frozen=True)
-class Lesson:
-    """What a teacher learns from, and as what network."""
-
-    denoiser: nn.Module
-    """With the weights that it starts from."""
-    spec: dict[str, Any]
-    data: np.ndarray
-    """uint8 `[N, H, W, C]`."""
-    labels: np.ndarray
-    """`[N]`."""
-    names: Sequence[str]
-    without: Sequence[int]
-    """Labels of which there are no images."""
-    source: dict[str, Any]
-    """Where the images are from, for the record."""
-    sigma_range: tuple[float, float] = (0.002, 80.0)
-    sigma_init: float = 2.5
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Of one image, C x H x W."""
-        return (self.data.shape[3], self.data.shape[1], self.data.shape[2])
-
-
 def run(
-    recipe: TeacherRecipe | SettledRecipe,
+    recipe: TeacherRecipe,
     folder: Path,
     *,
     device: torch.device,
@@ -160,32 +124,32 @@ def run(
 ) -> Path:
     """Train a recipe's teacher into `folder`; the file it is in. Resumes; done if it is there.
 
-    Raises ValueError on data, or a teacher, that do not fit the recipe.
+    Raises ValueError on data that do not fit the recipe.
     """
     file, sha = folder / f"{recipe.name}.safetensors", configs.sha256(recipe)
-    state.claim(folder, f"{recipe.name}.safetensors", DRAWN, force=force)
+    state.claim(folder, f"{recipe.name}.safetensors", force=force)
     if file.is_file():
-        meta = checkpoints.read_meta(file)
+        _, meta = checkpoints.read_tensors(file)
         if checkpoints.read_card(meta, str(file))["provenance"]["recipe_sha256"] != sha:
             raise ValueError(f"{file}: is of another recipe; give out=FOLDER, or --force")
         return file
+    data, labels, _ = images.read_as(recipe.data, recipe.labels)
+    keep = ~np.isin(labels, recipe.exclude)
+    data, labels = data[keep], labels[keep]
     numbers = recipe.train
-    if isinstance(recipe, SettledRecipe):
-        lesson = _drawn_lesson(recipe, folder, device=device, progress=progress)
-    else:
-        lesson = _lesson(recipe)
-    shape, names = lesson.shape, lesson.names
-    denoiser = lesson.denoiser
+    torch.manual_seed(numbers.seed)
+    denoiser = teachers.build_denoiser(recipe.network.spec())
     teachers.set_precision(denoiser, numbers.precision)
+    shape = (data.shape[3], data.shape[1], data.shape[2])
+    _check_fit(denoiser, shape, recipe)
 
     def sheet(average: nn.Module, nimg: int, seconds: float) -> None:
-        columns, seeds = 8, np.arange(8 * len(names))
+        columns, seeds = 8, np.arange(8 * len(recipe.labels))
         z = sample.initial_noise(seeds, shape, device)
-        raw = np.repeat(np.arange(len(names)), columns).tolist()
-        cond = one_hot(raw, len(names), device, lesson.without)
-        low, high = lesson.sigma_range
+        raw = np.repeat(np.arange(len(recipe.labels)), columns).tolist()
+        cond = one_hot(raw, len(recipe.labels), device, recipe.exclude)
         x0 = solvers.heun(
-            lambda x, sigma: average(x, sigma, cond), z, steps=18, sigma_min=low, sigma_max=high
+            lambda x, sigma: average(x, sigma, cond), z, steps=18, sigma_min=0.002, sigma_max=80.0
         )
         grid = images.sheet(to_uint8(x0), columns, scale=max(1, 48 // shape[1]))
         content.write_atomic(folder / f"samples/{nimg:09d}.png", images.png_bytes(grid))
@@ -193,9 +157,9 @@ def run(
     steps = range(numbers.sheets, numbers.images + 1, numbers.sheets)
     average = pretrain(
         denoiser,
-        lesson.data,
-        lesson.labels,
-        classes=len(names),
+        data,
+        labels,
+        classes=len(recipe.labels),
         folder=folder,
         identity={"recipe": sha},
         total=numbers.images,
@@ -218,17 +182,17 @@ def run(
         "schema": "sfd/model/1",
         "role": "teacher",
         "name": recipe.name,
-        "spec": lesson.spec,
+        "spec": recipe.network.spec(),
         "shape": list(shape),
-        "labels": list(names),
-        "without": list(lesson.without),
-        "sigma_range": list(lesson.sigma_range),
-        "sigma_init": lesson.sigma_init,
+        "labels": recipe.labels,
+        "without": recipe.exclude,
+        "sigma_range": [0.002, 80.0],
+        "sigma_init": 2.5,
         "provenance": {
             **provenance.collect(str(device)),
             "recipe_sha256": sha,
-            **lesson.source,
-            "data_rows": len(lesson.data),
+            "data": Path(recipe.data).name,
+            "data_rows": len(data),
             "images": numbers.images,
         },
     }
@@ -236,78 +200,9 @@ def run(
     return file
 
 
-def _lesson(recipe: TeacherRecipe) -> Lesson:
-    """Real images, and a network of the recipe's seed."""
-    data, labels, _ = images.read_as(recipe.data, recipe.labels)
-    keep = ~np.isin(labels, recipe.exclude)
-    torch.manual_seed(recipe.train.seed)
-    spec = recipe.network.spec()
-    lesson = Lesson(
-        teachers.build_denoiser(spec), spec, data[keep], labels[keep], recipe.labels,
-        recipe.exclude, {"data": Path(recipe.data).name},
-    )  # fmt: skip
-    _check_fit(lesson, recipe)
-    return lesson
-
-
-def _drawn_lesson(
-    recipe: SettledRecipe,
-    folder: Path,
-    *,
-    device: torch.device,
-    progress: Callable[[str, int, int], None],
-) -> Lesson:
-    """The teacher's own guided images, and its own network."""
-    teacher = teachers.load(**dict(recipe.teacher), device=device)
-    if not teacher.labels:
-        raise ValueError(f"{recipe.name}: {teacher.name} is asked in words; only teachers of"
-                         " classes are settled")  # fmt: skip
-    teachers.check_released(teacher, teacher.name)
-    data, labels = draw(teacher, recipe.draw, recipe.train.precision, folder, progress=progress)
-    source = {"data": f"drawn by {teacher.name}", "teacher_sha256": teacher.sha256}
-    denoiser = teacher.make_student().requires_grad_(True)
-    return Lesson(denoiser, teacher.spec, data, labels, teacher.labels, teacher.without, source,
-                  teacher.sigma_range, teacher.sigma_init)  # fmt: skip
-
-
-def draw(
-    teacher: Teacher,
-    plan: Drawing,
-    precision: str,
-    folder: Path,
-    *,
-    progress: Callable[[str, int, int], None],
-) -> tuple[np.ndarray, np.ndarray]:
-    """Images uint8 `[N, H, W, C]` of a teacher, the labels it was taught in turn, and these `[N]`.
-
-    They are written to `folder` a part at a time, by what they were drawn with: what is there is
-    not drawn again.
-    """
-    teachers.set_precision(teacher.denoiser, precision)
-    generate = sample.teacher_sampler(
-        teacher, solver=plan.solver, steps=plan.steps, sigma_min=plan.sigma_min,
-        guidance=plan.guidance,
-    )  # fmt: skip
-    taught = [i for i in range(len(teacher.labels)) if i not in teacher.without]
-    labels = np.resize(taught, plan.images)
-    key = content.hash_json({**plan.model_dump(exclude={"images"}), "teacher": teacher.sha256,
-                             "precision": precision})[:12]  # fmt: skip
-    parts = []
-    for start in range(0, plan.images, PART):
-        seeds = np.arange(start, min(start + PART, plan.images))
-        path = folder / DRAWN / f"{key}-{start:08d}-{len(seeds)}.npy"
-        if not path.is_file():
-            buffer = io.BytesIO()
-            np.save(buffer, generate(labels[seeds].tolist(), seeds))
-            content.write_atomic(path, buffer.getvalue())
-        parts.append(np.load(path))
-        progress("draw", int(seeds[-1]) + 1, plan.images)
-    return np.concatenate(parts), labels
-
-
-def _check_fit(lesson: Lesson, recipe: TeacherRecipe) -> None:
+def _check_fit(denoiser: nn.Module, shape: tuple[int, int, int], recipe: TeacherRecipe) -> None:
     """Raises ValueError, before any training, if the network is not for images of this shape."""
-    network, shape = recipe.network, lesson.shape
+    network = recipe.network
     side = network.options.get("img_resolution")
     if side is not None and {side * network.patch} != set(shape[1:]):
         raise ValueError(
@@ -317,7 +212,7 @@ def _check_fit(lesson: Lesson, recipe: TeacherRecipe) -> None:
     x, cond = torch.zeros(1, *shape), torch.zeros(1, len(recipe.labels))
     try:
         with torch.no_grad():
-            lesson.denoiser(x, torch.ones(1), cond)
+            denoiser(x, torch.ones(1), cond)
     except RuntimeError as error:
         first = str(error).splitlines()[0]
         raise ValueError(f"{recipe.name}: the network does not fit the data: {first}") from None

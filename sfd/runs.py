@@ -51,7 +51,7 @@ def train_job(
     student, fake = _networks(job)
     if start is not None:
         _load_start(job, start, student, fake)
-    for module in (job.target.denoiser, student, fake):
+    for module in (job.teacher.denoiser, student, fake):
         teachers.set_precision(module, job.recipe.train.precision)
     numbers, plan = job.recipe.train, job.recipe.forgetting
     card = _card(job)  # of the code as it is now, whatever is edited while it trains
@@ -99,17 +99,17 @@ def train_job(
 
 
 def _networks(job: Job) -> tuple[nn.Module, nn.Module]:
-    """Student and fake score as they start from the target; only what is to learn does."""
+    """Student and fake score as they start from the teacher; only what is to learn does."""
     plan = job.recipe.train
     if plan.checkpointing:
-        teachers.checkpoint_activations(job.target.denoiser)
+        teachers.checkpoint_activations(job.teacher.denoiser)
     if plan.lora is None:
-        fake = job.target.make_student()
-        student = _fresh(job) if plan.init else job.target.make_student()
+        fake = job.teacher.make_student()
+        student = _fresh(job) if plan.init else job.teacher.make_student()
         return student.requires_grad_(True), fake.requires_grad_(True)
     options = plan.lora.model_dump()
     student, fake = (
-        lora.adapted(job.target.denoiser, seed=seed, **options)
+        lora.adapted(job.teacher.denoiser, seed=seed, **options)
         for seed in (plan.seed, plan.seed + 1)
     )
     return student, fake
@@ -124,8 +124,7 @@ def _fresh(job: Job) -> nn.Module:
 
 def _identity(job: Job) -> dict[str, Any]:
     """What must not change between the parts of a resumed run."""
-    own = {"target": job.target.sha256} if job.recipe.target else {}
-    return {"recipe": job.sha256, "teacher": job.teacher.sha256, **own,
+    return {"recipe": job.sha256, "teacher": job.teacher.sha256,
             "concepts": [asdict(c) for c in job.concepts],
             "retained": content.hash_json(job.retained),
             "code": configs.own_code(job.recipe)}  # fmt: skip

@@ -73,26 +73,16 @@ def _batched(
 
 
 def teacher_sampler(
-    teacher: Teacher,
-    *,
-    solver: str = "heun",
-    steps: int = 18,
-    sigma_min: float | None = None,
-    guidance: float = 1.0,
-    batch: int = 250,
+    teacher: Teacher, *, steps: int = 18, guidance: float = 1.0, batch: int = 250
 ) -> Generate:
-    """A teacher's own samples by one of `solvers.SOLVERS`, down to `sigma_min` (default: its own).
-
-    Raises ValueError on another solver.
-    """
+    """A teacher's own samples by `solvers.heun`."""
     device = next(teacher.denoiser.parameters(), torch.zeros(())).device
-    solve, (low, high) = solvers.find(solver), teacher.sigma_range
-    low = low if sigma_min is None else sigma_min
+    low, high = teacher.sigma_range
 
     def draw(raw: Raw, z: Tensor) -> np.ndarray:
         denoiser = guided(teacher.denoiser, teacher.encode([None]), guidance)
         cond = teacher.encode(raw)
-        x0 = solve(
+        x0 = solvers.heun(
             lambda x, sigma: denoiser(x, sigma, cond), z, steps=steps, sigma_min=low, sigma_max=high
         )
         return teacher.decode(x0)

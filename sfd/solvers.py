@@ -8,9 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sfd import content, schedules
-
-Solver = Callable[..., Tensor]
+from sfd import schedules
 
 
 @torch.no_grad()
@@ -71,12 +69,5 @@ def _levels(steps: int, sigma_min: float, sigma_max: float, rho: float) -> list[
     return [schedules.karras_sigma(t, sigma_min, sigma_max, rho) for t in times]
 
 
-SOLVERS: dict[str, Solver] = {"heun": heun, "dpm": dpm}
+SOLVERS = {"heun": heun, "dpm": dpm}
 """By the name that a recipe gives."""
-
-
-def find(name: str) -> Solver:
-    """A row of SOLVERS. Raises ValueError if there is none."""
-    if name not in SOLVERS:
-        raise ValueError(f"no solver called {name!r}{content.did_you_mean(name, SOLVERS)}")
-    return SOLVERS[name]

@@ -62,7 +62,6 @@ SIDEWAYS = {
     ("objectives", "content"): "options are checked as a recipe's keys are",
     ("schedules", "content"): "options are checked as a recipe's keys are",
     ("solvers", "schedules"): "the levels that a solver visits",
-    ("solvers", "content"): "the nearest name of a solver",
     # 1
     ("classifiers", "checkpoints"): "a judge's weights are a tensor file",
     ("checkpoints", "concepts"): "a student's card says what was forgotten",

@@ -116,7 +116,7 @@ def _validate_recipe(path: Path, loaded: dict[str, Teacher], *, pipelines: bool)
         near = content.did_you_mean(ref.name, teachers.embedded())
         raise ValueError(f"{path}: no teacher called {ref.name!r}{near}")
     notes = jobs.notes(recipe)
-    if any(model.file or model.diffusers for model in (ref, recipe.target) if model):
+    if ref.file or ref.diffusers:
         plugins.resolve(objectives.TABLE, recipe.objective.name, "objectives")
         return notes  # the user's weights need not be here for a recipe to be well formed
     if stable_diffusion.embedded(ref.name) and not pipelines:

@@ -17,7 +17,6 @@ def plan_run(recipe: configs.Recipe, *, cuda: bool = False) -> dict[str, int]:
         guidance=recipe.guidance.model_dump(),
         adapters=numbers.lora.model_dump() if numbers.lora else None,
         checkpointing=numbers.checkpointing,
-        targets=2 if recipe.target else 1,
         fused=cuda,
     )
 
