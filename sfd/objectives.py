@@ -49,10 +49,11 @@ class Phase:
     that the phases of one iteration share; `kept` is the phase's own, by image number, and lives as
     long as the process: what it holds must follow from the number. Only the networks in `learns`
     have parameters that take a gradient. `weight` says which of the batch's weights multiplies the
-    losses. The phase comes in one batch of `every`, and counts the images of these alone.
+    losses. The phase comes in one batch of `every`, and counts the images of these alone; it begins
+    `after` so many images of the run.
     `distinct` is how many different ones it sees: image numbers start again from 0 after so many.
     `steps` False: the optimizer does not step after it, its gradient is added to that of the next
-    phase that learns the same. Raises ValueError on anything else.
+    phase that learns the same, once that has begun. Raises ValueError on anything else.
     """
 
     name: str
@@ -62,8 +63,11 @@ class Phase:
     every: int = 1
     distinct: int | None = None
     steps: bool = True
+    after: int = 0
 
     def __post_init__(self) -> None:
+        if not isinstance(self.after, int) or self.after < 0:
+            raise ValueError(f"phase {self.name}: after={self.after!r}: give a whole number from 0")
         for name, count in (("every", self.every), ("distinct", self.distinct)):
             if count is not None and (not isinstance(count, int) or count < 1):
                 raise ValueError(f"phase {self.name}: {name}={count!r}: give a whole number from 1")
@@ -92,6 +96,19 @@ def check_phases(phases: Sequence[Phase]) -> None:
             raise ValueError(
                 f"phase {phase.name}: steps=False, and no later one of its networks and every does"
             )
+
+
+def due(phases: Sequence[Phase], nimg: int, batch: int) -> list[Phase]:
+    """The phases of the batch that begins at image `nimg`, each with its optimizer's step or not.
+
+    One whose gradient waits for a later phase steps itself while that has not begun.
+    """
+    now = [p for p in phases if nimg >= p.after and not nimg // batch % p.every]
+    return [
+        p if p.steps or any(later.learns == p.learns for later in now[place + 1 :])
+        else replace(p, steps=True)
+        for place, p in enumerate(now)
+    ]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -211,7 +228,8 @@ def sid(
     both networks' outputs, which leaves DMD's gradient. `reuse` trains the fake score on the very
     samples of the student's update, which saves one evaluation in eleven. The student learns in
     one batch of `fake_updates`, the fake score in each (arXiv 2405.14867, section 4.2). `pairs`
-    adds `regression`'s loss to the student's, with its options and a `weight`.
+    adds `regression`'s loss to the student's, with its options, a `weight`, and for how many images
+    the student learns from them `alone` before; in the last tenth of these the fake score joins.
     """
     sample_sigma = schedules.sampler(**sigma_student)
 
@@ -226,8 +244,7 @@ def sid(
 
     student = Phase("student", ("student",), loss, "student", every=fake_updates)
     fake = _fake_phase(sigma_init=sigma_init, sigma=sigma_fake, kind=fake_loss, reuse=reuse)
-    held = _held(pairs, sigma_init=sigma_init, sigma_range=sigma_range, every=fake_updates)
-    return (*held, student, fake)
+    return _with_pairs(pairs, student, fake, sigma_init=sigma_init, sigma_range=sigma_range)
 
 
 def diff_instruct(
@@ -263,8 +280,7 @@ def diff_instruct(
 
     student = Phase("student", ("student",), loss, "student", every=fake_updates)
     fake = _fake_phase(sigma_init=sigma_init, sigma=sigma_fake, kind=fake_loss, reuse=reuse)
-    held = _held(pairs, sigma_init=sigma_init, sigma_range=sigma_range, every=fake_updates)
-    return (*held, student, fake)
+    return _with_pairs(pairs, student, fake, sigma_init=sigma_init, sigma_range=sigma_range)
 
 
 def regression(
@@ -313,25 +329,34 @@ def regression(
     return (Phase("student", ("student",), loss, "student", distinct=pairs),)
 
 
-def _held(
+def _with_pairs(
     pairs: Mapping[str, Any] | None,
+    student: Phase,
+    fake: Phase,
     *,
     sigma_init: float,
     sigma_range: tuple[float, float],
-    every: int,
 ) -> tuple[Phase, ...]:
-    """`regression` as a part of the next phase's step, by default with DMD's weight.
+    """`regression` as a part of the student's step, by default with DMD's weight.
 
     arXiv 2311.18828, eq. 9.
     """
     if pairs is None:
-        return ()
+        return student, fake
     if not isinstance(pairs, Mapping):
         raise ValueError(f"pairs={pairs!r}: give options, such as {{weight: 0.25, pairs: 4000}}")
+    asked = {"alone": 0, "weight": 0.25, **pairs}
+    alone = asked.pop("alone")
+    if not isinstance(alone, int) or alone < 0:
+        raise ValueError(f"pairs.alone={alone!r}: give a whole number of images")
     fixed = ("sigma_init", "sigma_range")
-    options = {"weight": 0.25, **content.options_of(regression, pairs, "pairs", taken=fixed)}
+    options = content.options_of(regression, asked, "pairs", taken=fixed)
     (phase,) = regression(sigma_init=sigma_init, sigma_range=sigma_range, **options)
-    return (replace(phase, name="pairs", every=every, steps=False),)
+    return (
+        replace(phase, name="pairs", every=student.every, steps=False),
+        replace(student, after=alone),
+        replace(fake, after=alone - alone // 10),
+    )
 
 
 def _student_logs(target_x0: Tensor, fake_x0: Tensor) -> Logs:

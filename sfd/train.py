@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sfd import content, forgetting, noise, state, teachers
+from sfd import content, forgetting, noise, objectives, state, teachers
 from sfd.concepts import AnyConcept
 from sfd.forgetting import Batch, Rule
 from sfd.objectives import Draw, Logs, Phase
@@ -101,9 +101,7 @@ def train(
         batches: dict[tuple[int, int | None], list[tuple[np.ndarray, Batch, Memo]]] = {}
         factor = state.learning_rate(nimg, total, warmup=warmup, decay_from=decay_from)
         stats: state.Stats = {}
-        for phase in phases:
-            if (nimg // batch) % phase.every:
-                continue
+        for phase in objectives.due(phases, nimg, batch):
             for name, parameters in own.items():
                 for parameter in parameters:
                     parameter.requires_grad_(name in phase.learns)

@@ -1,6 +1,7 @@
 """The identities of the distillation losses, in closed form on Gaussians."""
 
 import copy
+import dataclasses
 import inspect
 
 import numpy as np
@@ -331,6 +332,7 @@ def test_regression_asks_the_target_once_a_pair(tmp_path):
         ("regression", {"solver": "huen"}, "no solver called 'huen'; did you mean 'heun'?"),
         ("sid", {"pairs": {"steps": 0}}, "steps=0"),
         ("sid", {"pairs": 4000}, "pairs=4000: give options"),
+        ("sid", {"pairs": {"alone": -1}}, "pairs.alone=-1: give a whole number"),
         ("sid", {"pairs": {"wieght": 1.0}}, "unknown key 'wieght'; did you mean 'weight'"),
         ("sid", {"pairs": {"sigma_range": (1.0, 2.0)}}, "unknown key 'sigma_range'"),
         ("diff-instruct", {"pairs": {"weight": -1.0}}, "weight=-1.0: give a number above 0"),
@@ -545,3 +547,48 @@ def test_batch_loss_is_the_weighted_sum_over_the_batch_size(tmp_path, monkeypatc
     for name, grads in expected.items():
         for mine, theirs in zip(grads, found[name], strict=True):
             torch.testing.assert_close(theirs, mine, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["sid", "diff-instruct"])
+def test_pairs_alone_come_first_and_step_themselves(name):
+    options = {"pairs": {"pairs": 16, "steps": 2, "alone": 100}}
+    phases = objectives.TABLE[name].phases(sigma_init=2.5, **options)
+
+    def told(nimg):
+        return [(p.name, p.steps) for p in objectives.due(phases, nimg, 10)]
+
+    assert told(0) == told(80) == [("pairs", True)]
+    assert told(90) == [("pairs", True), ("fake", True)], "the fake score joins for the last tenth"
+    assert told(100) == [("pairs", False), ("student", True), ("fake", True)]
+    every = objectives.TABLE[name].phases(sigma_init=2.5, fake_updates=2, **options)
+    assert [p.name for p in objectives.due(every, 110, 10)] == ["fake"]
+    with pytest.raises(ValueError, match="after=-1: give a whole number from 0"):
+        dataclasses.replace(phases[0], after=-1)
+
+
+def test_pairs_alone_are_regression_and_then_are_not(tmp_path):
+    """Up to `alone` the student is `regression`'s, bit for bit."""
+
+    def trained(phases, total, folder):
+        teacher = tiny_teacher()
+        average, fake = training.train(
+            teacher, forgetting.none(teacher, []), phases, student=teacher.make_student(),
+            fake=teacher.make_student(), retained=[0, 1], concepts=[], share=0.0,
+            weight_student=1.0, weight_fake=1.0, total=total, batch=8, lr_student=1e-3,
+            lr_fake=1e-3, decay_from=1.0, ema_images=0, seed=3, folder=tmp_path / folder,
+            identity={}, tick=8, checkpoint=64, device=CPU,
+        )  # fmt: skip
+        return average.state_dict(), fake.state_dict()
+
+    options = {"pairs": 16, "steps": 2, "weight": 0.5}
+    alone = objectives.TABLE["regression"].phases(sigma_init=2.5, **options)
+    first = (dataclasses.replace(alone[0], name="pairs"),)
+    both = objectives.TABLE["sid"].phases(sigma_init=2.5, pairs={**options, "alone": 40})
+    by_pairs, untaught = trained(first, 32, "a")
+    mixed, still = trained(both, 32, "b")
+    assert all(torch.equal(by_pairs[k], mixed[k]) for k in by_pairs)
+    assert all(torch.equal(untaught[k], still[k]) for k in untaught)
+    by_pairs, _ = trained(first, 64, "c")
+    mixed, taught = trained(both, 64, "d")
+    assert any(not torch.equal(by_pairs[k], mixed[k]) for k in by_pairs)
+    assert any(not torch.equal(untaught[k], taught[k]) for k in untaught)
