@@ -90,6 +90,11 @@ def prepare(name: str, recipe: Recipe, device: torch.device, teacher: Teacher | 
     if found and not plan.share:
         raise ValueError("forgetting.share is 0, so no image would ever forget: raise it")
     phases = phases_of(recipe, teacher.sigma_init, teacher.sigma_range)
+    images = recipe.train.images
+    late = next((p for p in phases if p.after >= images), None)
+    if late:
+        raise ValueError(f"objective: {late.name} begins after {late.after} images, and"
+                         f" train.images is {images}: it would never learn")  # fmt: skip
     _check_networks(name, recipe, teacher)
     suite = suites.load(recipe.audit.suite, recipe.audit.n) if recipe.audit else None
     if suite:

@@ -19,13 +19,12 @@ def heun(
     steps: int,
     sigma_min: float,
     sigma_max: float,
-    rho: float = 7.0,
 ) -> Tensor:
     """EDM's deterministic sampler from `sigma_max z`: `2 steps - 1` calls of `denoise(x, sigma)`.
 
     arXiv 2206.00364, algorithm 1.
     """
-    sigmas = [*_levels(steps, sigma_min, sigma_max, rho), 0.0]
+    sigmas = [*_levels(steps, sigma_min, sigma_max), 0.0]
     x = sigma_max * z
 
     def slope(x: Tensor, sigma: float) -> Tensor:
@@ -46,14 +45,13 @@ def dpm(
     steps: int,
     sigma_min: float,
     sigma_max: float,
-    rho: float = 7.0,
 ) -> Tensor:
     """DPM-Solver++(2M) from `sigma_max z`: `steps` calls of `denoise(x, sigma)`, the last returned.
 
     Second order by the call before, so half of Heun's calls a step. arXiv 2211.01095, algorithm 2.
     """
     x, before, width = sigma_max * z, None, math.nan
-    sigmas = _levels(steps, sigma_min, sigma_max, rho)
+    sigmas = _levels(steps, sigma_min, sigma_max)
     for now, after in pairwise(sigmas):
         x0 = denoise(x, x.new_full((len(x),), now))
         step = math.log(now / after)
@@ -63,10 +61,10 @@ def dpm(
     return denoise(x, x.new_full((len(x),), sigmas[-1]))
 
 
-def _levels(steps: int, sigma_min: float, sigma_max: float, rho: float) -> list[float]:
+def _levels(steps: int, sigma_min: float, sigma_max: float) -> list[float]:
     """EDM's levels of sigma, falling. arXiv 2206.00364, eq. 5."""
     times = np.linspace(0, 1, steps).tolist()
-    return [schedules.karras_sigma(t, sigma_min, sigma_max, rho) for t in times]
+    return [schedules.karras_sigma(t, sigma_min, sigma_max) for t in times]
 
 
 SOLVERS = {"heun": heun, "dpm": dpm}

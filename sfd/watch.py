@@ -72,7 +72,7 @@ class Watch:
         if self.questions is None:
             return
         asked = self.questions
-        line: dict[str, Any] = {"nimg": nimg, "seconds": round(seconds, 1), "direct": {}}
+        line: dict[str, Any] = {"nimg": nimg, "seconds": round(seconds, 3), "direct": {}}
         for name, (conditions, judge, column) in asked.direct.items():
             drawn = generate(_cycle(conditions, self.n), np.arange(self.n))
             line["direct"][name] = float(judge.called(drawn)[:, column].mean())

@@ -666,7 +666,7 @@ def test_an_attackers_images_are_matched_to_the_teachers_labels():
 
 OWN = """
 import dataclasses
-from sfd import attacks, runs
+from sfd import attacks
 
 def blunt(victim, goal, *, seed, n=20):
     '''Asks, and asks again.'''

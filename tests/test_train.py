@@ -329,6 +329,7 @@ def test_the_released_file_holds_the_student_alone():
         (("train.lora={rank: 2, alpha: 2}",), "train.lora: Target modules"),
         (("audit={suite: fashion}",), "judge fashion knows ['t-shirt'"),
         (("audit={suite: fashion-text}",), "is not for a model that is asked in classes"),
+        (("objective.pairs={alone: 40000}", "train.images=40000"), "student begins after 40000"),
         (("objective.alfa=1",), "unknown key 'alfa'; did you mean 'alpha'?"),
     ],
 )
