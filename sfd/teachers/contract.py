@@ -113,27 +113,31 @@ Interval = tuple[float, float]
 class Guided(nn.Module):
     """D(x, null) + k (D(x, cond) - D(x, null)); `null` is one row. arXiv 2207.12598, eq. 6.
 
-    Outside `interval` of sigma k is 1 (arXiv 2404.07724, eq. 6).
+    Outside `interval` of sigma k is 1 (arXiv 2404.07724, eq. 6), and the null is not asked.
     """
 
-    def __init__(self, denoiser: nn.Module, null: Tensor, k: float, interval: Interval):
+    def __init__(self, denoiser: nn.Module, null: Tensor, k: float, interval: Interval | None):
         super().__init__()
         self.denoiser, self.k, self.interval = denoiser, k, interval
         self.register_buffer("null", null, persistent=False)
 
     def forward(self, x: Tensor, sigma: Tensor, cond: Tensor) -> Tensor:
-        both = torch.cat([self.get_buffer("null").expand_as(cond), cond])
-        without, within = self.denoiser(x.repeat(2, 1, 1, 1), sigma.repeat(2), both).chunk(2)
-        low, high = self.interval
-        k = torch.where((sigma > low) & (sigma <= high), self.k, 1.0)
-        return without + k.reshape(-1, *[1] * (x.ndim - 1)) * (within - without)
+        rows = torch.arange(len(x), device=x.device)
+        if self.interval:
+            low, high = self.interval
+            rows = rows[(sigma > low) & (sigma <= high)]
+        null = self.get_buffer("null").expand(len(rows), *cond.shape[1:])
+        within, without = self.denoiser(
+            torch.cat([x, x[rows]]), torch.cat([sigma, sigma[rows]]), torch.cat([cond, null])
+        ).split([len(x), len(rows)])
+        return within.index_add(0, rows, (self.k - 1) * (within[rows] - without))
 
 
 def guided(
     denoiser: nn.Module, null: Tensor, k: float, interval: Interval | None = None
 ) -> nn.Module:
     """The denoiser under classifier-free guidance within `interval`; itself where `k` is 1."""
-    return denoiser if k == 1 else Guided(denoiser, null, k, interval or (0.0, float("inf")))
+    return denoiser if k == 1 else Guided(denoiser, null, k, interval)
 
 
 def unguided(denoiser: nn.Module) -> nn.Module:
