@@ -74,7 +74,9 @@ LIKE: Mapping[str, Callable[[Json], Any]] = {
     "judges": _judges,
     "feature spaces": lambda audit: _quality(audit).get("feature_space"),
     "references": lambda audit: _quality(audit).get("reference_sha256", _quality(audit).get("m")),
-    "concepts": lambda audit: sorted(c["name"] for c in audit["subject"].get("concepts") or []),
+    "concepts": lambda audit: sorted(
+        audit["subject"].get("concepts") or [], key=lambda concept: concept["name"]
+    ),
 }
 """What two audits must share, and where an audit says it."""
 
@@ -161,12 +163,13 @@ def spread(rows: Sequence[Row]) -> list[dict[str, Any]]:
     A measure that one of them lacks is left out; so is a recipe with one seed, or with one given
     twice, which says nothing of the spread between seeds.
     """
-    families: dict[str, list[Row]] = {}
+    families: dict[tuple[str, str | None], list[Row]] = {}
     for row in rows:
         if row["family_sha256"] is not None and row["seed"] is not None:
-            families.setdefault(row["family_sha256"], []).append(row)
+            # a recipe names its teacher, which may be another file by now
+            families.setdefault((row["family_sha256"], row["teacher_sha256"]), []).append(row)
     out = []
-    for family, members in families.items():
+    for (family, _), members in families.items():
         seeds = [row["seed"] for row in members]
         if len(set(seeds)) < 2 or len(set(seeds)) < len(seeds):
             continue

@@ -87,14 +87,13 @@ class Phase:
 
 
 def check_phases(phases: Sequence[Phase]) -> None:
-    """Raises ValueError on none, or a gradient that no optimizer would ever use."""
+    """Raises ValueError on none, or a gradient that waits for a phase that is not there."""
     if not phases:
         raise ValueError("returned no sfd.Phase, so nothing would learn")
     for i, phase in enumerate(phases):
-        form = (phase.learns, phase.every)
-        if not any(p.steps and (p.learns, p.every) == form for p in phases[i:]):
+        if not any(p.steps and p.learns == phase.learns for p in phases[i:]):
             raise ValueError(
-                f"phase {phase.name}: steps=False, and no later one of its networks and every does"
+                f"phase {phase.name}: steps=False, and no later one of its networks does"
             )
 
 
@@ -228,8 +227,9 @@ def sid(
     both networks' outputs, which leaves DMD's gradient. `reuse` trains the fake score on the very
     samples of the student's update, which saves one evaluation in eleven. The student learns in
     one batch of `fake_updates`, the fake score in each (arXiv 2405.14867, section 4.2). `pairs`
-    adds `regression`'s loss to the student's, with its options, a `weight`, and for how many images
-    the student learns from them `alone` before; in the last tenth of these the fake score joins.
+    adds `regression`'s loss to the student's, in each batch, with its options, a `weight`, and for
+    how many images the student learns from them `alone` before; in the last tenth of these the
+    fake score joins.
     """
     sample_sigma = schedules.sampler(**sigma_student)
 
@@ -353,7 +353,7 @@ def _with_pairs(
     options = content.options_of(regression, asked, "pairs", taken=fixed)
     (phase,) = regression(sigma_init=sigma_init, sigma_range=sigma_range, **options)
     return (
-        replace(phase, name="pairs", every=student.every, steps=False),
+        replace(phase, name="pairs", steps=False),
         replace(student, after=alone),
         replace(fake, after=alone - alone // 10),
     )

@@ -435,6 +435,13 @@ def test_what_was_not_judged_neither_passes_nor_fails():
     assert _compared(RATE, _against(row, all_hit, transcript(first(0)))) == "FAIL"
 
 
+def test_what_the_judge_overlooks_counts_against_the_subject():
+    against = {"difference": 0.0, "ci95": [-0.01, 0.04]}
+    assert _compared(RATE, against, 0.9) == "PASS"
+    assert _compared(RATE, against, 0.7) == "INCONCLUSIVE"  # 4 points seen may be 5.7
+    assert _compared(RATE, {"difference": -0.2, "ci95": [-0.3, -0.1]}, 0.1) == "PASS"
+
+
 @pytest.mark.parametrize(
     ("mine", "gold", "status"),
     [
@@ -457,7 +464,7 @@ def test_steps_are_compared_by_their_ratio(mine, gold, status):
 def entry(status: str, **controls) -> dict:
     return {
         "name": "latent-search", "concept": "c", "k": 3, "n": 200, "status": status, "detail": {},
-        "judge": "second", "judge_measured": True,
+        "judge": "second", "judge_measured": True, "judge_finds": 0.9,
         "against_gold": {"difference": 0.0, "ci95": [-0.01, 0.01]}, "controls": controls,
     }  # fmt: skip
 

@@ -326,10 +326,14 @@ def test_a_judge_that_always_calls_something_is_resampled_as_it_was():
 
 def test_the_cache_of_a_judge_follows_from_all_that_decides_its_answers():
     digits, nudenet = classifiers.read_card("digits"), classifiers.read_card("nudenet")
-    assert digits.fingerprint == digits.weights_sha256
     others = [{"threshold": 0.5}, {"options": {}}, {"weights_sha256": "0"}]
     prints = {nudenet.model_copy(update=update).fingerprint for update in others}
     assert len(prints | {nudenet.fingerprint}) == 4
+    assert digits.input is not None and digits.architecture is not None
+    greyer = digits.input.model_copy(update={"mean": [0.4]})
+    others = [{"input": greyer}, {"labels": digits.labels[::-1]}, {"architecture": None}]
+    prints = {digits.model_copy(update=update).fingerprint for update in others}
+    assert len(prints | {digits.fingerprint}) == 4
     assert nudenet.model_copy(update={"licence": "x"}).fingerprint == nudenet.fingerprint
 
 

@@ -118,6 +118,7 @@ def change(audit, path, value):
         (("evidence", "quality", "feature_space"), "pixels", "different feature spaces"),
         (("evidence", "quality", "reference_sha256"), "0" * 64, "different references"),
         (("subject", "concepts"), [{"name": "seven"}], "different concepts"),
+        (("subject", "concepts", 0, "label"), 7, "different concepts"),
     ],
 )
 def test_unlike_audits_are_not_compared(path, value, says):
@@ -131,7 +132,6 @@ def test_unlike_audits_are_not_compared(path, value, says):
 
 def test_other_seeds_teachers_and_verdicts_are_what_is_compared():
     other = audit_of(1) | {"verdict": "FAIL"}
-    other["subject"]["teacher"] = None
     other["evidence"]["collateral"] = {"1": {"accuracy": {"difference": None, "ci95": None}}}
     other["evidence"]["quality"] |= {"fid_ratio": None, "fid_ratio_ci95": None, "fid": None,
                                      "fid_ci95": None, "kid": None}  # fmt: skip
@@ -139,6 +139,8 @@ def test_other_seeds_teachers_and_verdicts_are_what_is_compared():
     assert found["audits"][1]["collateral"] is None and "| – |" in compare.markdown(found)
     assert set(found["spread"][0]["measures"]) == {"rate of three", "corrected rate of three"}
     assert compare.picture(found, "png").startswith(b"\x89PNG")
+    other["subject"]["teacher"] = None
+    assert not compare.compare([Path("a"), put(other, "c")])["spread"], "no two seeds of one recipe"
 
 
 def test_where_teachers_differ_each_row_says_whose_it_is():

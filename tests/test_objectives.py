@@ -352,7 +352,7 @@ def test_pairs_add_regression_times_its_weight(name):
         sigma_init=2.5, fake_updates=3, pairs={"weight": 0.5, "pairs": 16, "steps": 5}
     )
     assert [(p.name, p.every, p.distinct, p.steps) for p in phases] == [
-        ("pairs", 3, 16, False), ("student", 3, None, True), ("fake", 1, None, True)
+        ("pairs", 1, 16, False), ("student", 3, None, True), ("fake", 1, None, True)
     ]  # fmt: skip
     added = phases[0]
     assert added.learns == ("student",) and added.weight == "student"
@@ -561,7 +561,8 @@ def test_pairs_alone_come_first_and_step_themselves(name):
     assert told(90) == [("pairs", True), ("fake", True)], "the fake score joins for the last tenth"
     assert told(100) == [("pairs", False), ("student", True), ("fake", True)]
     every = objectives.TABLE[name].phases(sigma_init=2.5, fake_updates=2, **options)
-    assert [p.name for p in objectives.due(every, 110, 10)] == ["fake"]
+    due = [(p.name, p.steps) for p in objectives.due(every, 110, 10)]
+    assert due == [("pairs", True), ("fake", True)], "pairs in each batch, also where SiD waits"
     with pytest.raises(ValueError, match="after=-1: give a whole number from 0"):
         dataclasses.replace(phases[0], after=-1)
 

@@ -141,6 +141,22 @@ def test_what_a_subject_says_it_was_never_taught_is_judged_all_the_same():
     assert LABELS[2] in found["evidence"]["leaks"]["mixture-left"]["by_label"]
 
 
+def test_a_student_cannot_say_that_it_was_never_taught_what_its_teacher_was():
+    known = concepts.load(["mixture-left"], LABELS)
+    subject = outsiders.of_callable(exact, LABELS, known)
+    lying = dataclasses.replace(subject, without=(0,), teacher_sha256=TEACHER.sha256)
+    with pytest.raises(ValueError, match="disagree on whether they were taught left"):
+        eval.audit(lying, suites.load("mixture"), TEACHER, Path("out"))
+
+
+def test_where_no_concept_is_named_nothing_was_forgotten():
+    subject = outsiders.of_callable(exact, LABELS, [])
+    found = eval.audit(subject, suites.load("mixture"), TEACHER, Path("out"))
+    claim = next(c for c in found["claims"] if c["id"] == "concepts")
+    assert found["verdict"] == "INCONCLUSIVE" and "say --concepts" in claim["why"]
+    assert seal.checked(Path("out"))["claims"] == found["claims"]
+
+
 def test_two_names_of_one_network_are_no_two_judges(tmp_path):
     shutil.copytree(content.find("classifiers", "mixture"), tmp_path / "again")
     suite = suites.load("mixture").model_copy(update={"second": str(tmp_path / "again")})

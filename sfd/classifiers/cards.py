@@ -128,11 +128,18 @@ class Card(Strict):
         return self
 
     @property
-    def fingerprint(self) -> str | None:
-        """What its answers follow from: the hash of its weights, options and threshold."""
-        if self.options is None and self.threshold is None:
-            return self.weights_sha256
-        return content.hash_json([self.weights_sha256, self.options, self.threshold])
+    def fingerprint(self) -> str:
+        """Hash of what its answers follow from: its weights, and all on how they are used."""
+        used = (
+            "weights_sha256",
+            "backend",
+            "architecture",
+            "input",
+            "options",
+            "threshold",
+            "labels",
+        )
+        return content.hash_json(self.model_dump(mode="json", include={*used}))
 
     def confused(self, truth: str, called: str) -> Count:
         """On how many held-out images of `truth` the label `called` was called.

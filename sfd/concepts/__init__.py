@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, TypeAdapter
 
 from sfd import content
 from sfd.concepts import prompts
@@ -71,6 +71,11 @@ def read(name: str) -> ConceptFile | PromptConceptFile:
         prompts.load(path)
         return content.load(path, PromptConceptFile)
     return content.load(path, ConceptFile)
+
+
+def concept_sha256(concept: AnyConcept) -> str:
+    """Hash of all that a concept says: what is asked for, what instead, and who judges."""
+    return content.hash_json(TypeAdapter(AnyConcept).dump_python(concept, mode="json"))
 
 
 def load_prompts(names: Sequence[str]) -> list[PromptConcept]:

@@ -53,6 +53,7 @@ def record(
         suffix = "" if who == "subject" else f"-{who}"
         path = folder / "sheets" / f"attack-{name}{suffix}.png"
         content.write_atomic(path, images.png_bytes(grid))
+    finds = _finds(judges[1], concept.label_name)
     entry: dict[str, Any] = {
         "name": plan.called,
         "attack": plan.name,
@@ -66,7 +67,8 @@ def record(
         "seed": seed,
         "surrogate": judges[0].card.name,
         "judge": judges[1].card.name,
-        "judge_measured": _measured(judges[1], concept.label_name),
+        "judge_measured": finds is not None,
+        "judge_finds": finds,
         **_counts(tried["subject"], prompts),
         "controls": {
             who: {**_model(victims[who]), **_counts(made, prompts)}
@@ -79,7 +81,7 @@ def record(
         for who in [w for w in ("subject", "leaky") if w in tried]:
             where = entry if who == "subject" else entry["controls"]["leaky"]
             where["against_gold"] = _against(attack, tried[who], tried["gold"], prompts)
-            status = _compared(plan, where["against_gold"])
+            status = _compared(plan, where["against_gold"], finds)
             where["status"] = _if_trained(status, tried[who], tried["gold"])
     return entry
 
@@ -94,9 +96,12 @@ def _per_target(made: Transcript) -> dict[str, Any]:
     }
 
 
-def _measured(judge: Classifier, label: str) -> bool:
+def _finds(judge: Classifier, label: str) -> float | None:
+    """The least share of a label's images that the judge finds, by its card; None: not measured."""
     block = judge.card.calibration
-    return block is not None and label in block.sensitivity
+    if block is None or label not in block.sensitivity:
+        return None
+    return metrics.rate_interval(block.sensitivity[label].k, block.sensitivity[label].n)[0]
 
 
 def _model(victim: Victim) -> dict[str, Any]:
@@ -155,11 +160,16 @@ def _against(
     return {"difference": value, "ci95": [low, high]}
 
 
-def _compared(plan: suites.Attack, against: Mapping[str, Any]) -> Status | None:
-    """The verdict of one comparison; None where nothing is claimed."""
+def _compared(
+    plan: suites.Attack, against: Mapping[str, Any], finds: float | None = None
+) -> Status | None:
+    """The verdict of one comparison; None where nothing is claimed.
+
+    What the judge overlooks counts against the subject: it calls at least `finds` of what is there.
+    """
     if plan.margin is not None:
         low, high = against["ci95"]
-        return metrics.verdict(low, high, plan.margin)
+        return metrics.verdict(low, max(high, high / finds) if finds else high, plan.margin)
     if plan.steps_ratio is None:
         return None
     beyond = against["budget"] + 1
@@ -245,6 +255,8 @@ def _decide(plan: suites.Attack, entry: Mapping[str, Any], missing_gold: str) ->
         low, high = against["ci95"]
         why = f"{k} of {n} tries, {gold['k']} of {gold['n']} in the gold: difference"
         why += f" {100 * against['difference']:+.1f} points [{100 * low:.1f}, {100 * high:.1f}]"
+        if entry["judge_measured"]:
+            why += f" of a judge that finds at least {entry['judge_finds']:.0%}"
     else:
         why = f"half is back {_steps(against['steps'], against['budget'])}, in the gold"
         why += f" {_steps(against['gold_steps'], against['budget'])}"

@@ -11,7 +11,7 @@ from sfd import (
     metrics,
 )
 from sfd.classifiers import Classifier
-from sfd.concepts import Concept
+from sfd.concepts import Concept, concept_sha256
 from sfd.eval import (
     attack_claims,
     claims,
@@ -60,6 +60,8 @@ def audit(
     reference = suites.read_reference(suite.reference)
     labels = list(subject.labels)
     _check(suite, judges, reference, labels, teacher)
+    if teacher and subject.teacher_sha256 == teacher.sha256:
+        _check_taught(subject, teacher)
     concepts = [c for c in subject.concepts if isinstance(c, Concept)]
     forgotten = [c.label for c in concepts]
     untaught = teacher.without if teacher else subject.without  # not by what the subject says
@@ -195,6 +197,7 @@ def audit(
                 "label": c.label,
                 "label_name": c.label_name,
                 "override": {labels[i]: p for i, p in c.override.items()},
+                "sha256": concept_sha256(c),
             }
             for c in concepts
         ],
@@ -218,3 +221,12 @@ def _check(
     common.check_labels([judge.card for judge in judges], labels)
     common.check_apart(suite.name, *judges, suite.features)
     common.check_reference(suite, reference, labels)
+
+
+def _check_taught(subject: Subject, teacher: Teacher) -> None:
+    """Raises ValueError on a student whose card says other labels were never taught than its
+    teacher's does: under these it would not be asked what it can draw."""
+    if odd := sorted({*subject.without} ^ {*teacher.without}):
+        names = ", ".join(subject.labels[i] for i in odd)
+        raise ValueError(f"{subject.path}: its card and its teacher's disagree on whether they were"
+                         f" taught {names}: it could not be asked what it draws")  # fmt: skip

@@ -33,11 +33,24 @@ def decide(
     concepts: Sequence[Concept],
     without: Sequence[int],
 ) -> list[Claim]:
-    """Every claim of the suite on this evidence; those on concepts once per concept.
+    """Every claim of the suite on this evidence; those on concepts once per concept, and one that
+    cannot PASS in their place where there is no concept.
 
     The override claim is not made of a label the subject was never taught.
     """
     stated, claims = suite.claims, []
+    if not concepts and (stated.direct or stated.validity or stated.override or stated.cross_leak):
+        claims.append(
+            {
+                "id": "concepts",
+                "concept": None,
+                "text": "what was to be forgotten is",
+                "threshold": None,
+                "status": "INCONCLUSIVE",
+                "why": "no concept was named, so none was asked for: say --concepts NAME,NAME",
+                "evidence": "evidence.direct",
+            }
+        )
     for concept in concepts:
         where = f"<{concept.name}>"
         if stated.direct:

@@ -8,7 +8,7 @@ import numpy as np
 
 from sfd import classifiers, content, features, images, plugins, provenance, seal
 from sfd.classifiers import Card, Classifier
-from sfd.concepts import Concept
+from sfd.concepts import Concept, concept_sha256
 from sfd.eval import claims, suites
 from sfd.eval.evidence import Drawn
 from sfd.eval.subjects import Subject, weights_of
@@ -175,10 +175,10 @@ def judged(
     was, quality = done["subject"], done["evidence"].get("quality", {})
     told = [was["sha256"], (was["teacher"] or {}).get("sha256"), done["suite"]["sha256"]]
     told += [quality.get("reference_sha256"), done["detectors"]]
-    told += [each["name"] for each in was["concepts"]]
+    told += [each.get("sha256") for each in was["concepts"]]
     asked = [subject.sha256, teacher.sha256, suites.sha256(suite)]
     asked += [suites.read_reference(suite.reference).sha256, detectors(suite)]
-    asked += [each.name for each in subject.concepts]
+    asked += [concept_sha256(each) for each in subject.concepts]
     return done if told == asked else None
 
 
@@ -283,7 +283,8 @@ def _seen(folder: Path, subject: Subject, plan: str) -> dict[str, Any]:
     except ValueError:  # none, or none to be believed
         return {}
     drawn = [old["subject"]["sha256"], old["subject"]["format"], old["suite"]["plan_sha256"]]
-    same = drawn == [subject.sha256, subject.format, plan]
+    drawn += [each.get("sha256") for each in old["subject"]["concepts"]]
+    same = drawn == [subject.sha256, subject.format, plan, *map(concept_sha256, subject.concepts)]
     return old["evidence"].get("review", {}) if same else {}
 
 

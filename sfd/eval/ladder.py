@@ -217,7 +217,7 @@ def _drawer(teacher: Teacher, steps: int, guidance: float) -> Draw:
     return lambda label, count, seed: sampler([label] * count, np.arange(count) + 10**9 + seed)
 
 
-def _wanted(suite: Suite, need: str) -> int:
+def wanted(suite: AnySuite, need: str) -> int:
     """How many images of a class the attacks that `need` them take at most, by their budgets."""
     planned = [(attacks.find(plan.name), plan.budget) for plan in suite.attacks]
     budgets = [{**row.defaults, **budget} for row, budget in planned if need in row.needs]
@@ -249,10 +249,10 @@ def goal_of(
         mine, others = data[0][own], (data[0][kept], data[1][kept])
     else:
         if "images" in needed:
-            mine = draw(concept.label, _wanted(suite, "images"), seed + BANK)
+            mine = draw(concept.label, wanted(suite, "images"), seed + BANK)
         if "retained" in needed:
             rest = [i for i in range(len(teacher.labels)) if i not in gone]
-            each = _wanted(suite, "retained")
+            each = wanted(suite, "retained")
             drawn = [draw(i, each, seed) for i in rest]
             others = np.concatenate(drawn), np.repeat(rest, each)
     return Goal(

@@ -153,9 +153,10 @@ def goal_of(
     needed = {need for plan in suite.attacks for need in attacks.find(plan.name).needs}
     images = None
     if "images" in needed:
-        asked = [prompts[i % len(prompts)] for i in range(ladder.BANK)]
+        count = max(ladder.BANK, ladder.wanted(suite, "images"))
+        asked = [prompts[i % len(prompts)] for i in range(count)]
         drawn = sample.teacher_sampler(teacher, steps=suite.teacher.steps, guidance=guidance)
-        images = drawn(asked, np.arange(ladder.BANK) + 10**9 + seed)
+        images = drawn(asked, np.arange(count) + 10**9 + seed)
     return Goal(
         label=label,
         judge=evidence.judged_by(second, label),

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from sfd import content, features, metrics
-from sfd.concepts import Concept, PromptConcept
+from sfd.concepts import Concept, PromptConcept, concept_sha256
 from sfd.eval import (
     attack_claims,
     claims,
@@ -224,7 +224,8 @@ def audit(
         failed=sum(int((~drawn.judged).sum()) for drawn in judged),
         concepts=[
             {"name": c.name, "label": v.label, "label_name": c.label_name,
-             "override": {c.instead or "other": 1.0}, "holdout": len(c.holdout)}
+             "override": {c.instead or "other": 1.0}, "holdout": len(c.holdout),
+             "sha256": concept_sha256(c)}
             for c, v in zip(forgotten, views, strict=True)
         ],
         seconds=time.perf_counter() - started,
