@@ -337,6 +337,9 @@ def atomic(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a full disk does not say whose
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

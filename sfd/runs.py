@@ -41,19 +41,25 @@ def train_job(
     A job that starts from another recipe trains that one first, in its own folder.
     """
     student_file = folder / "student.safetensors"
-    _claim_folder(job, folder, force)
-    finished = student_file.is_file()
-    state.barrier()  # before the first of the processes writes another
-    if finished:
-        say(f"{student_file}: trained already")
-        return
+    if not force:
+        _claim_folder(job, folder, force=False)
+        finished = student_file.is_file()
+        state.barrier()  # before the first of the processes writes another
+        if finished:
+            say(f"{student_file}: trained already")
+            return
     start = _start_folder(job, device=device, say=say, progress=progress)
     student, fake = _networks(job)
     if start is not None:
+        if start.resolve() == folder.resolve():
+            raise ValueError(f"start: {folder} is where this run is to go: give it out=FOLDER")
         _load_start(job, start, student, fake)
+    if force:  # nothing is deleted before all that the run needs is at hand
+        _claim_folder(job, folder, force=True)
     for module in (job.teacher.denoiser, student, fake):
         teachers.set_precision(module, job.recipe.train.precision)
     numbers, plan = job.recipe.train, job.recipe.forgetting
+    whole = _whole(job)
     card = _card(job)  # of the code as it is now, whatever is edited while it trains
     watch = Watch(
         job.teacher, job.concepts, job.retained, job.suite, numbers.watch, folder, str(device)
@@ -86,7 +92,7 @@ def train_job(
         checkpoint=numbers.checkpoint,
         snapshots=[max(numbers.batch, round(share * numbers.images)) for share in LOOKS],
         on_snapshot=watch.look,
-        on_tick=lambda line: progress("train", int(line["nimg"]), numbers.images),
+        on_tick=lambda line: progress("train", int(line["nimg"]), whole),
         device=device,
     )
     if state.world()[0] == 0:
@@ -94,7 +100,7 @@ def train_job(
         record = provenance.collect(str(device), seed=numbers.seed, sha256=files)
         content.write_json(folder / "provenance.json", record)
         checkpoints.write_model(student_file, lora.merged(average), card, half=False)
-        say(f"{student_file}: trained on {numbers.images:,} generated images")
+        say(f"{student_file}: trained on {whole:,} generated images")
     state.barrier()  # what starts from it finds it written
 
 
@@ -130,6 +136,12 @@ def _identity(job: Job) -> dict[str, Any]:
             "code": configs.own_code(job.recipe)}  # fmt: skip
 
 
+def _whole(job: Job) -> int:
+    """How many images a run trains on: batches are whole."""
+    plan = job.recipe.train
+    return -(-plan.images // plan.batch) * plan.batch
+
+
 def _card(job: Job) -> dict[str, Any]:
     teacher = job.teacher
     return {
@@ -151,7 +163,7 @@ def _card(job: Job) -> dict[str, Any]:
         "identity_sha256": content.hash_json(_identity(job)),
         "family_sha256": configs.family_sha256(job.recipe),
         "seed": job.recipe.train.seed,
-        "images": job.recipe.train.images,
+        "images": _whole(job),
     }
 
 
@@ -166,6 +178,10 @@ def _claim_folder(job: Job, folder: Path, force: bool) -> None:
         f"{folder}: holds a run of another recipe; give this one out=FOLDER, or start over with"
         " --force"
     )
+    trained = student.is_file() or (folder / "state").exists()
+    if stored.exists() and not trained and not _is_stored(stored):
+        raise ValueError(f"{stored}: is a recipe that no run stored, and one here would overwrite"
+                         " it: give out=FOLDER")  # fmt: skip
     state.claim(folder, force=force)
     state.barrier()
     if student.is_file():
@@ -186,6 +202,14 @@ def _claim_folder(job: Job, folder: Path, force: bool) -> None:
     if state.world()[0] == 0:
         text = content.dump_yaml(configs.plain(job.recipe))
         content.write_atomic(stored, text)
+
+
+def _is_stored(recipe: Path) -> bool:
+    """Whether a recipe's file is as a run stores it, to the letter."""
+    try:
+        return recipe.read_text() == content.dump_yaml(configs.plain(configs.load(str(recipe))))
+    except (ValueError, OSError):
+        return False
 
 
 def _start_folder(job: Job, *, device: torch.device, say: Say, progress: Progress) -> Path | None:

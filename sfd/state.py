@@ -42,12 +42,27 @@ LEFT = (
 """What a run and its audit leave in their folder."""
 
 
+MARKS = (
+    "recipe.yaml",
+    "stats.jsonl",
+    "student.safetensors",
+    "audit.json",
+    "state/state.safetensors",
+)
+"""Files one of which a run's folder has."""
+
+
 def claim(folder: Path, *also: str, force: bool) -> None:
     """See that a run can have a folder. `force` removes what a run left there, and the names
-    `also`; what else lies there stays. Raises ValueError where it is a file.
+    `also`; what else lies there stays. Raises ValueError where it is a file, or holds what is
+    called as a run's is and no run.
     """
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder}: is a file, a run needs a folder")
+    theirs = [name for name in LEFT if (folder / name).exists()]
+    if force and theirs and not any((folder / name).is_file() for name in (*MARKS, *also)):
+        raise ValueError(f"{folder}: holds {theirs[0]} and no run, so --force deletes nothing"
+                         " there: give out=FOLDER")  # fmt: skip
     for name in (*LEFT, *also) if force and world()[0] == 0 else ():
         path = folder / name
         if path.is_dir() and not path.is_symlink():

@@ -442,12 +442,19 @@ def test_the_command_trains_what_a_recipe_says(tmp_path, monkeypatch):
     y = np.arange(80) % 2
     pictures = (rng.integers(0, 80, (80, 8, 8)) + 120 * y[:, None, None]).astype(np.uint8)
     np.savez("data.npz", images=pictures, labels=y)
+    np.savez("held.npz", images=pictures[60:], labels=y[60:])
     Path("judge.yaml").write_text(
         "labels: [dark, bright]\nrows: 60\nepochs: 1\nsize: 32\nlicence: own\n"
         "arch: resnet18\nkwargs: {channels: [4, 8, 8, 8], layers: [1, 1, 1, 1]}\n"
     )
-    words = "classifier data.npz out seed=3 --recipe judge.yaml --heldout data.npz"
-    got = CliRunner().invoke(cli.app, words.split())
+    words = "classifier data.npz out seed=3 --recipe judge.yaml --heldout"
+    seen = CliRunner().invoke(cli.app, [*words.split(), "data.npz"])
+    assert "60 of its 80 images are among those to learn from" in str(seen.exception)
+    got = CliRunner().invoke(cli.app, [*words.split(), "held.npz"])
+    assert got.exit_code == 0, got.output
+    again = CliRunner().invoke(cli.app, [*words.split(), "held.npz"])
+    assert "out: holds a classifier" in str(again.exception)
+    got = CliRunner().invoke(cli.app, [*words.split(), "held.npz", "--force"])
     assert got.exit_code == 0, got.output
     card = classifiers.read_card("./out")
     assert card.labels == ["dark", "bright"] and card.name == "out" and card.licence == "own"

@@ -87,6 +87,8 @@ def test_the_whole_job_and_again():
     assert (folder / "audit.json").stat().st_mtime_ns == before
 
     drawn = sfd("sample", folder, "images", "--n", 3, "--labels", "right,top", "--seed", 5)
+    again = sfd("sample", folder, "images", "--n", 3)
+    assert again.returncode == 2 and "images: is not empty" in again.stderr
     assert drawn.returncode == 0, drawn.stderr
     assert sorted(p.name for p in Path("images/top").iterdir()) == [
         "00000005.png",
@@ -96,6 +98,12 @@ def test_the_whole_job_and_again():
     audited = sfd("audit", folder / "student.safetensors", "--suite", "mixture", "--json")
     assert audited.returncode == 0, audited.stderr
     assert json.loads(audited.stdout)["verdict"] == "PASS"
+    Path("another").mkdir()
+    Path("another/student.safetensors").write_bytes(b"of another run")
+    wrong = sfd("audit", folder, "--suite", "mixture", "--out", "another")
+    assert wrong.returncode == 2 and "another: holds the run of another student" in wrong.stderr
+    much = sfd("audit", folder, "--suite", "mixture", "--review", 99999)
+    assert much.returncode == 2 and "a review of 99999 of 2000 images" in much.stderr
     assert sfd("report", folder).returncode == 0
 
 
@@ -288,6 +296,9 @@ def test_values_that_a_teachers_recipe_cannot_have(words, says):
         (["--controls", "smoke", "--plan", "smoke"], "--controls and --plan exclude each other"),
         (["--controls", "smoke", "--suite", "digits"], "--suite goes with a subject, not with --c"),
         (["--plan", "smoke", "--asks", "mixture"], "--plan and --asks exclude each other"),
+        (["--plan", "digits", "--concepts", "digits-three"], "--concepts goes with a subject"),
+        (["--asks", "mixture", "--concepts", "mixture-left", "--out", "x"], "--out goes with a su"),
+        (["--controls", "smoke", "--guidance", "0"], "--guidance goes with a subject, not with"),
     ],
 )
 def test_ways_of_auditing_exclude_each_other(words, says):

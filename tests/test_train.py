@@ -21,14 +21,14 @@ CPU = torch.device("cpu")
 SHORT = ("train.images=6400", "train.tick=640", "train.checkpoint=1280", "train.watch=0")
 
 
-def train(folder, *overrides, on=None, recipe="smoke"):
+def train(folder, *overrides, on=None, recipe="smoke", force=False):
     plan = configs.load(recipe, [*SHORT, *overrides])
     job = jobs.prepare(recipe, plan, CPU)
     runs.train_job(
         job,
         Path(folder),
         device=CPU,
-        force=False,
+        force=force,
         say=lambda text: None,
         progress=on or (lambda *a: None),
     )
@@ -248,9 +248,42 @@ def test_a_folder_in_which_nothing_was_trained_is_nobodys():
     with pytest.raises(ValueError, match="accumulate: 128 images have no 7 equal parts"):
         train("run", "train.accumulate=7")
     Path("run").mkdir()
-    Path("run/recipe.yaml").write_text("of a run that was stopped before it began")
+    stopped = configs.plain(configs.load("smoke", ["train.images=64"]))
+    Path("run/recipe.yaml").write_text(content.dump_yaml(stopped))  # before it began
     train("run")
     assert Path("run/student.safetensors").is_file()
+
+
+def test_a_recipe_of_the_users_is_not_overwritten_by_a_run_of_it():
+    Path("mine").mkdir()
+    text = "# as I want it\n" + content.find("configs", "smoke").read_text()
+    Path("mine/recipe.yaml").write_text(text)
+    for force in (False, True):
+        with pytest.raises(ValueError, match="a recipe that no run stored"):
+            train("mine", force=force)
+    assert Path("mine/recipe.yaml").read_text() == text
+
+
+def test_force_deletes_nothing_before_what_the_run_needs_is_at_hand():
+    train("one", "train.images=128")
+    kept = Path("one/student.safetensors").read_bytes()
+    with pytest.raises(ValueError, match="one is where this run is to go"):
+        train("one", "start=one", force=True)
+    Path("bare").mkdir()
+    with pytest.raises(ValueError, match="bare is not a finished run folder"):
+        train("one", "start=bare", force=True)
+    assert Path("one/student.safetensors").read_bytes() == kept
+    Path("papers/samples").mkdir(parents=True)
+    Path("papers/samples/thesis.txt").write_text("years of work")
+    with pytest.raises(ValueError, match="holds samples and no run, so --force deletes nothing"):
+        train("papers", force=True)
+    assert Path("papers/samples/thesis.txt").is_file()
+
+
+def test_what_was_trained_on_is_what_is_said():
+    train("odd", "train.images=130", "train.batch=64")
+    card = checkpoints.read_card(checkpoints.read_meta(Path("odd/student.safetensors")), "odd")
+    assert card["images"] == stats("odd")[-1]["nimg"] == 192
 
 
 CONCEPT = (

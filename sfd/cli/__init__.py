@@ -54,7 +54,7 @@ def main() -> None:
         _stop(str(error), 2)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         rest = "; free some space, the same command resumes" if full else ""
         _stop(f"{where}{error.strerror or error}{rest}", 5 if full else 2)
     except RuntimeError as error:
@@ -72,6 +72,8 @@ class _Interrupted(SystemExit):
 
 
 def _interrupted(number: int, frame: FrameType | None) -> None:
+    for again in (signal.SIGINT, signal.SIGTERM):  # it is ending already
+        signal.signal(again, signal.SIG_IGN)
     _say(f"{signal.Signals(number).name}; the same command starts again where it can")
     raise _Interrupted(128 + number)
 

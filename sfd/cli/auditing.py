@@ -77,7 +77,10 @@ def audit(
         raise ValueError(f"{' and '.join(given)} exclude each other: give one")
     of_subjects = {
         "--suite": suite, "--plain": plain, "--attack-images": attack_images, "--teacher": teacher,
-        "--review": review, "--reviewed": reviewed, "--clip": clip,
+        "--review": review, "--reviewed": reviewed, "--clip": clip, "--steps": steps,
+        "--guidance": guidance is not None, "--start": start, "--strength": strength is not None,
+        "--gold": gold and not controls, "--out": out and not controls,
+        "--concepts": concepts and not asks,
     }  # fmt: skip
     alone = next((option for option, value in of_subjects.items() if value), None)
     if given and not subject and alone:

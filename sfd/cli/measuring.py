@@ -22,6 +22,7 @@ def classifier(
     heldout: Annotated[
         str | None, typer.Option(help="Labelled images to measure it on; else cross-fitted.")
     ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the classifier there.")] = False,
     device: Device = None,
 ) -> None:
     """Train a timm classifier on labelled images, measure it, and write its card."""
@@ -30,8 +31,8 @@ def classifier(
     with progress_bars() as progress:
         card = verbs.train_judge(
             data, Path(out), recipe=recipe, overrides=overrides or [], heldout=heldout,
-            command=" ".join(["sfd", *sys.argv[1:]]), device=devices.device_of(device),
-            progress=progress,
+            command=" ".join(["sfd", *sys.argv[1:]]), force=force,
+            device=devices.device_of(device), progress=progress,
         )  # fmt: skip
     assert card.calibration is not None
     right = card.calibration.accuracy

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, TypeAdapter
+from pydantic import Field, TypeAdapter, model_validator
 
 from sfd import content
 from sfd.concepts import prompts
@@ -37,6 +37,12 @@ class ConceptFile(Strict):
     override: Label | Annotated[list[Weighted], Field(min_length=1)] | Literal["uniform"]
     classifier: str
     hazard: str | None = None
+
+    @model_validator(mode="after")
+    def _by_another(self) -> Self:
+        if any(part.label == self.forget.label for part in _overrides(self)):
+            raise ValueError(f"the concept overrides label {self.forget.label} by itself")
+        return self
 
 
 @dataclass(frozen=True)
@@ -172,8 +178,6 @@ def _shares(name: str, file: ConceptFile, retained: Sequence[int]) -> dict[int, 
         return {label: 1 / len(retained) for label in retained}
     parts = _overrides(file)
     for part in parts:
-        if part.label == file.forget.label:
-            raise ValueError(f"concept {name}: overrides label {part.label} by itself")
         if part.label not in retained:
             raise ValueError(
                 f"concept {name}: overrides by label {part.label} ({part.name}), which is forgotten"

@@ -54,7 +54,7 @@ def audit(
     """
     started = time.perf_counter()
     if review:
-        reviews.unanswered(folder)
+        reviews.check(folder, review, suite.n.direct)
     judges = (common.load_judge(suite.judge, device), common.load_judge(suite.second, device))
     extract = features.load(suite.features, device)
     reference = suites.read_reference(suite.reference)

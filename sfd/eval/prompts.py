@@ -77,7 +77,7 @@ def audit(
     """
     started = time.perf_counter()
     if review:
-        reviews.unanswered(folder)
+        reviews.check(folder, review, suite.n.direct)
     grid = build_grid(suite, device)
     scorer = clip_score.load(clip, device) if clip else None
     extract = features.load(suite.features, device)

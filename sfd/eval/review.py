@@ -129,6 +129,14 @@ def _write_forms(folder: Path, rows: Sequence[tuple[str, Asked]]) -> None:
     content.write_atomic(folder / "index.html", page)
 
 
+def check(folder: Path, n: int, direct: int) -> None:
+    """Raises ValueError, before anything is drawn, on a packet that could not be written."""
+    if n > direct:
+        raise ValueError(f"a review of {n} of {direct} images of each concept: ask for fewer, or"
+                         " raise the suite's n.direct")  # fmt: skip
+    unanswered(folder)
+
+
 def unanswered(folder: Path) -> None:
     """Raise ValueError if the packet in a folder has answers that a new one would overwrite."""
     path = folder / "review" / "review.csv"

@@ -16,6 +16,14 @@ from sfd.runs import Progress, Say
 from sfd.verbs.subjects import Opened, open_function, open_path
 
 
+def _check_free(path: Path, folder: Path) -> None:
+    """Raises ValueError if an audit would go into the folder of another student's run."""
+    own = {path.resolve(), path.resolve().parent}
+    if (folder / "student.safetensors").is_file() and folder.resolve() not in own:
+        raise ValueError(f"{folder}: holds the run of another student, whose audit this one would"
+                         " replace: give another --out")  # fmt: skip
+
+
 def audit_file(
     path: Path,
     suite: str | None,
@@ -41,6 +49,7 @@ def audit_file(
     concept are left for people to look at. `clip` is the folder of a CLIP model, for a suite of
     prompts: how well images show what was asked for.
     """
+    _check_free(path, folder)
     content.check_writable(folder)
     opened = open_path(
         path, suite, names=names, original=original, sampling=sampling, device=device

@@ -165,6 +165,8 @@ def check_job(job: Job) -> None:
         draw = train.draw_for(0, phase.name, numbers, job.teacher.shape, device)
         before = dict(memo)
         losses, _ = train.call(phase, job.teacher, job.rule, nets, batch, draw, memo, {})
+        if not losses.isfinite().all():
+            raise ValueError(f"{where}: its loss is not finite, by itself or by the rule's target")
         again, _ = train.call(phase, job.teacher, job.rule, nets, batch, draw, before, {})
         if not torch.equal(losses, again):
             raise ValueError(f"{where}: two calls with the same numbers differ")

@@ -9,6 +9,9 @@ from sfd import calibrate, classifiers, configs, content, images
 from sfd.calibrate import Progress
 from sfd.classifiers import Card
 
+SEEN = 0.01
+"""What share of held-out images may be among those learned from: data sets have their doubles."""
+
 
 def train_judge(
     data: str,
@@ -18,6 +21,7 @@ def train_judge(
     overrides: Sequence[str] = (),
     heldout: str | None = None,
     command: str = "",
+    force: bool = False,
     device: torch.device,
     progress: Progress | None = None,
 ) -> Card:
@@ -25,12 +29,21 @@ def train_judge(
 
     `recipe` is a file as `configs.Judge` has it, `overrides` its keys as `key=value`. Measured on
     the labelled images `heldout`, or by cross-fitting in the recipe's folds (5 where it says none).
-    Leaves every key it went by in `train.yaml`.
+    Leaves every key it went by in `train.yaml`. `force` replaces a classifier that is there.
     Raises ValueError in one line.
     """
     asked, kept = configs.load_judge(recipe, overrides), out / "train.yaml"
+    if (out / "card.yaml").is_file() and not force:
+        raise ValueError(f"{out}: holds a classifier, which audits may rest on: name another"
+                         " folder, or replace it with --force")  # fmt: skip
     pictures, labels, names = images.read_as(data, asked.labels)
     held = images.read_as(heldout, names)[:2] if heldout else None
+    if held:
+        known = {picture.tobytes() for picture in pictures[: asked.rows]}
+        seen = sum(picture.tobytes() in known for picture in held[0])
+        if seen > SEEN * len(held[0]):
+            raise ValueError(f"{heldout}: {seen} of its {len(held[0])} images are among those to"
+                             " learn from, so they are not held out")  # fmt: skip
     content.check_writable(out)
     state, card = calibrate.train_classifier(
         pictures[: asked.rows],

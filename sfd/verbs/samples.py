@@ -17,7 +17,7 @@ def sample_labels(student: Student, labels: str, out: Path, *, n: int, seed: int
     for name in asked:
         if name not in names:
             raise ValueError(f"no label {name!r}{content.did_you_mean(name, names)}")
-    content.check_writable(out)
+    _check_empty(out)
     drawn = []
     for name in asked:
         seeds = np.arange(seed, seed + n)
@@ -42,7 +42,7 @@ def sample_prompts(
     student: Student, prompts: Sequence[str], out: Path, *, n: int, seed: int
 ) -> int:
     """Draw `n` images of each prompt, numbered, with a metadata.jsonl; how many in all."""
-    content.check_writable(out)
+    _check_empty(out)
     drawn, lines = [], []
     for row, prompt in enumerate(prompts):
         seeds = np.arange(seed, seed + n)
@@ -56,6 +56,13 @@ def sample_prompts(
     content.write_atomic(out / "metadata.jsonl", text)
     _write_sheet(drawn, out, n)
     return len(lines)
+
+
+def _check_empty(out: Path) -> None:
+    """Raises ValueError where images of another student would lie beside these."""
+    if out.is_dir() and any(out.iterdir()):
+        raise ValueError(f"{out}: is not empty; name a new folder")
+    content.check_writable(out)
 
 
 def _write_sheet(drawn: Sequence[np.ndarray], out: Path, n: int) -> None:
