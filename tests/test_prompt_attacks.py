@@ -499,6 +499,23 @@ def test_attacks_that_do_not_fit_a_suite_of_prompts_are_refused(attacked, change
     assert "\n" not in str(caught.value)
 
 
+def test_targets_are_prompts_in_no_order_and_known_by_as_many_images(attacked):
+    """Fewer targets than prompts come of all templates; none has another's image."""
+    matching = {"name": "matching", "budget": {"n": 80}}
+    Path("attacked.yaml").write_text(yaml.safe_dump({**attacked, "attacks": [matching]}))
+    suite = suites.load("./attacked.yaml")
+    assert isinstance(suite, suites.PromptSuite)
+    (concept,) = concepts.load_prompts(["./concept.yaml"])
+    grid = build_grid(suite, "cpu")
+    goal = prompt_ladder.goal_of(
+        suite, concept, grid, TEACHER, features=lambda x: x, guidance=1.0, original_rate=1.0,
+        packs=prompt_ladder.read_packs(suite, grid), seed=0,
+    )  # fmt: skip
+    listed = [row.text for row in concept.holdout]
+    assert sorted(goal.prompts) == sorted(listed) and list(goal.prompts) != listed
+    assert goal.images is not None and len(goal.images) == 80
+
+
 def test_the_standard_suite_of_prompts_attacks():
     suite = suites.load("fashion-text-standard")
     assert isinstance(suite, suites.PromptSuite) and suite.threat_model == "open-weights"

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from sfd import attacks, concepts, content, metrics, sample
+from sfd import attacks, concepts, content, metrics, noise, sample
 from sfd.attacks import SLOT, Goal, Parts, Victim
 from sfd.concepts import PromptConcept
 from sfd.concepts.prompts import substitute
@@ -144,7 +144,9 @@ def goal_of(
     factor = factor_of(grid, concept)
     first, second = grid.judges[factor]
     label = view_of(concept, grid).label - grid.offsets[factor]
-    prompts = tuple(row.text for row in concept.holdout)
+    # lists stand by template, and an attack may have fewer targets than there are prompts
+    order = np.argsort(noise.uniform(("attack", "prompts", seed), np.arange(len(concept.holdout))))
+    prompts = tuple(concept.holdout[i].text for i in order)
     paraphrases = tuple(packs.get("paraphrases", {}).get(concept.label_name, ()))
     known = next((p for p in paraphrases if concept.mentions(p)), None)
     if known is not None:
