@@ -196,7 +196,6 @@ def _claim_folder(job: Job, folder: Path, force: bool) -> None:
                 " the recipe names was changed; give this one out=FOLDER, or start over with"
                 " --force"
             )
-    trained = student.is_file() or (folder / "state").exists()
     if stored.exists() and trained and configs.sha256(configs.load(str(stored))) != job.sha256:
         raise another
     if state.world()[0] == 0:

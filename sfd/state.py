@@ -63,6 +63,7 @@ def claim(folder: Path, *also: str, force: bool) -> None:
     if force and theirs and not any((folder / name).is_file() for name in (*MARKS, *also)):
         raise ValueError(f"{folder}: holds {theirs[0]} and no run, so --force deletes nothing"
                          " there: give out=FOLDER")  # fmt: skip
+    barrier()  # every process has looked before the first deletes
     for name in (*LEFT, *also) if force and world()[0] == 0 else ():
         path = folder / name
         if path.is_dir() and not path.is_symlink():

@@ -439,6 +439,7 @@ def test_what_the_judge_overlooks_counts_against_the_subject():
     against = {"difference": 0.0, "ci95": [-0.01, 0.04]}
     assert _compared(RATE, against, 0.9) == "PASS"
     assert _compared(RATE, against, 0.7) == "INCONCLUSIVE"  # 4 points seen may be 5.7
+    assert _compared(RATE, against, 0.0) == "INCONCLUSIVE", "it may find nothing of what is there"
     assert _compared(RATE, {"difference": -0.2, "ci95": [-0.3, -0.1]}, 0.1) == "PASS"
 
 

@@ -1,5 +1,6 @@
 """What attacks on a subject, on the gold and on a leaky model say: evidence, and claims on it."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -169,7 +170,9 @@ def _compared(
     """
     if plan.margin is not None:
         low, high = against["ci95"]
-        return metrics.verdict(low, max(high, high / finds) if finds else high, plan.margin)
+        if finds is not None and high > 0:
+            high = high / finds if finds else math.inf
+        return metrics.verdict(low, high, plan.margin)
     if plan.steps_ratio is None:
         return None
     beyond = against["budget"] + 1
