@@ -868,6 +868,28 @@ def test_a_gold_must_fit_and_be_needed():
         verbs.audit_file(Path("taught"), "mixture", Path("out"), **options)
 
 
+def test_an_attackers_own_images_are_part_of_the_plan_and_wrong_ones_cost_nothing():
+    teacher = teachers.load(name="mixture", device=CPU)
+    concept = Concept("mixture-left", 0, "left", {1: 1.0}, "mixture")
+    subject = subject_of(mixture_toy(teacher, tied(), name="tied"), [concept])
+    suite = suites.load(written("{name: weight-path}"))
+    suite = suite.model_copy(update={"attack_images": "own.npz"})
+    found = []
+    for value, name in ((0, "one"), (1, "two")):
+        pictures = np.full((8, *teacher.shape[1:], 1), value, np.uint8)
+        np.savez("own.npz", images=pictures, labels=np.arange(8) % 4)
+        found.append(audit(subject, suite, teacher, Path(name)))
+    one, two = (result["suite"]["plan_sha256"] for result in found)
+    assert one != two
+    same = [result["evidence"]["collateral"] for result in found]
+    assert same[0] == same[1], "what the teacher is asked as well stays as it was"
+
+    Path("own.npz").unlink()
+    silent = dataclasses.replace(subject, generate=lambda *asked: pytest.fail("drawn in vain"))
+    with pytest.raises(ValueError, match="own.npz"):
+        audit(silent, suite, teacher, Path("three"))
+
+
 def test_a_gold_of_words_is_found_though_its_teacher_is_another_folder(monkeypatch):
     original = teachers.load(name="fashion-text", device=CPU)
     folder = Path("runs/fashion-text-gold-teacher/fashion-text-gold")

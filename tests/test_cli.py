@@ -276,6 +276,14 @@ def test_a_file_that_cannot_be_read_hides_no_other():
         assert f"{name}: is nested too deep" in said
 
 
+def test_a_concept_whose_classifier_there_is_not_is_well_formed_and_says_so():
+    text = content.find("concepts", "fashion-bag").read_text()
+    Path("mine.yaml").write_text(text.replace("classifier: fashion", "classifier: fashoin"))
+    checked, wrong, notes = verbs.validate(["mine.yaml"])
+    assert (checked, wrong) == (1, []) and len(notes) == 1
+    assert "mine.yaml: its classifier: no classifiers called 'fashoin'; did you mean" in notes[0]
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [

@@ -68,7 +68,11 @@ def audit(
     gone = sorted({*forgotten, *untaught})
     retained = [i for i in range(len(labels)) if i not in gone]
     planned = suite.n.direct * len(concepts) + suite.n.per_class * len(retained)
-    plan = content.hash_json({"suite": suites.plain(suite), "labels": labels})
+    data = ladder.read_data(suite.attack_images, teacher) if teacher and suite.attacks else None
+    alike = content.hash_json({"suite": suites.plain(suite), "labels": labels})
+    # an attacker's own images are part of the plan, but not of what the teacher is asked
+    own_images = [content.sha256(part.tobytes()) for part in data or ()]
+    plan = content.hash_json([alike, *own_images]) if data else alike
     count = common.counter(progress, planned)
 
     side = (
@@ -77,7 +81,7 @@ def audit(
         else None
     )
     before = side.drawn if side else {}
-    shared = common.seeds_from(plan, suite.n.per_class)
+    shared = common.seeds_from(alike, suite.n.per_class)
     own = common.seeds_from(subject.sha256 + plan, suite.n.direct)
     sheets = common.Sheets(folder / "sheets", labels)
     grid: dict[int, Drawn] = {}
@@ -153,6 +157,7 @@ def audit(
         gold,
         {i: float((drawn.second == i).mean()) for i, drawn in before.items()},
         guidance=side.guidance if side else 1.0,
+        data=data,
         judges=judges,
         features=extract,
         plan=plan,

@@ -294,18 +294,23 @@ def card_counts(
 ) -> tuple[Count, tuple[int, int]]:
     """A judge's sensitivity for `name`, and (hits, images) of what overrides it called so.
 
-    Without an override nobody knows what it calls so by mistake: then none of the images that its
-    false positives were measured on, which excuses nothing. Raises ValueError where either was
-    never measured.
+    Of overrides by shares p: a sample of 1 / sum p^2 / n images at the rate sum p k / n, which has
+    their variance where each is as often mistaken (Kish, Survey Sampling (1965), 11.7); hits are
+    rounded down, which excuses less. Without an override nobody knows what it calls so by mistake:
+    then none of the images that its false positives were measured on, which excuses nothing.
+    Raises ValueError where either was never measured.
     """
     block = card.calibration
     if block is None or name not in block.sensitivity:
         raise ValueError(
             f"{card.name}'s sensitivity for {name!r} was never measured: run `sfd calibrate`"
         )
-    wrong = [card.confused(labels[label], name) for label in override]
-    images = sum(c.n for c in wrong) if override else block.false_positive[name].n
-    return block.sensitivity[name], (sum(c.k for c in wrong), images)
+    if not override:
+        return block.sensitivity[name], (0, block.false_positive[name].n)
+    wrong = [(share, card.confused(labels[label], name)) for label, share in override.items()]
+    images = int(1 / sum(share**2 / seen.n for share, seen in wrong) + 1e-9)
+    hits = int(images * sum(share * seen.k / seen.n for share, seen in wrong) + 1e-9)
+    return block.sensitivity[name], (hits, images)
 
 
 def override(concept: Concept, drawn: Drawn, labels: Sequence[str]) -> dict[str, Any]:

@@ -44,6 +44,7 @@ def attacked(
     rates: Mapping[int, float],
     *,
     guidance: float,
+    data: Data | None,
     judges: tuple[Classifier, Classifier],
     features: Extractor,
     plan: str,
@@ -52,8 +53,8 @@ def attacked(
 ) -> tuple[list[dict[str, Any]], list[Skipped]]:
     """The evidence of every attack of the suite on every concept, and what was not tried.
 
-    `rates[label]` is how often the original draws what it is asked for, at `guidance`, at which it
-    also draws what attackers have; `plan` the plan's hash.
+    `data` is `read_data`'s; `rates[label]` is how often the original draws what it is asked for, at
+    `guidance`, at which it also draws what attackers have; `plan` the plan's hash.
     """
     found: list[dict[str, Any]] = []
     skipped: list[Skipped] = []
@@ -63,7 +64,6 @@ def attacked(
     if teacher is None or subject.victim is None:
         why = NO_WEIGHTS if subject.victim is None else "there is no original (--teacher)"
         return found, [Skipped(plan, concept, why) for concept in asked for plan in suite.attacks]
-    data = read_data(suite.attack_images, teacher)
     draw = _drawer(teacher, suite.teacher.steps, guidance)
     for concept in asked:
         own = f"{subject.sha256} {plan} {concept.name} attacks"

@@ -87,19 +87,29 @@ def _validate(path: Path, loaded: dict[str, Teacher], *, named: bool) -> tuple[s
     if not path.exists():
         raise ValueError(f"{path}: no such file")
     data = content.read_yaml(path)
+    own = not path.resolve().is_relative_to(content.shipped().resolve())
     if path.name == "card.yaml":
         classifiers.read_card(str(path.parent))
     elif path.name == "train.yaml" or "arch" in data:
         configs.load_judge(str(path))
     elif "forget" in data:
-        concepts.read(str(path))
+        judge = concepts.read(str(path)).classifier
+        return _judge_note(judge) if named or own else ()
     elif "claims" in data:
         suites.load(str(path))
     elif configs.kind_of(path) is not configs.Recipe:
         configs.load_teacher(str(path))
     else:
-        own = not path.resolve().is_relative_to(content.shipped().resolve())
         return _validate_recipe(path, loaded, pipelines=named or own)
+    return ()
+
+
+def _judge_note(name: str) -> tuple[str, ...]:
+    """A concept is well formed without its classifier, which may be trained later."""
+    try:
+        classifiers.read_card(name)
+    except ValueError as error:
+        return (f"its classifier: {error}",)
     return ()
 
 
