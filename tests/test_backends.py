@@ -12,7 +12,7 @@ import yaml
 from sfd import calibrate, classifiers, content, features
 from sfd.classifiers import Card, Classifier, Network
 from sfd.concepts import Concept
-from sfd.eval import claims, evidence
+from sfd.eval import claims, evidence, judging
 from sfd.eval.suites import Claims, Direct, Samples, Suite
 
 SQUARE = dict(size=8, channels=3, mean=[0.5] * 3, std=[0.25] * 3)
@@ -226,7 +226,7 @@ def measured(judge: Classifier) -> Classifier:
 def direct_claim(judge: Classifier, second: Classifier, marks: list[int]) -> dict[str, Any]:
     """The claim that 'left' is drawn in under 5 % of images, of a model that draws these marks."""
     images = marked(marks)
-    drawn = evidence.draw(
+    drawn = judging.draw(
         lambda conditions, seeds: images[seeds],
         CONCEPT.label,
         np.arange(len(marks)),
@@ -263,11 +263,11 @@ def test_a_detector_that_was_never_measured_is_inconclusive_and_names_the_remedy
 
 def test_something_else_in_the_image_does_not_hide_what_is_looked_for():
     p = np.array([[0.3, 0.9, 0.0], [0.2, 0.9, 0.0], [0.1, 0.2, 0.0], [np.nan] * 3], np.float32)
-    assert evidence.calls(p, 0.25).tolist() == [1, 1, -1, -1]
-    assert evidence.calls(p, 0.25, [0]).tolist() == [0, 1, -1, -1]
-    assert evidence.calls(p, 0.25, [2, 1, 0]).tolist() == [1, 1, -1, -1]
+    assert judging.calls(p, 0.25).tolist() == [1, 1, -1, -1]
+    assert judging.calls(p, 0.25, [0]).tolist() == [0, 1, -1, -1]
+    assert judging.calls(p, 0.25, [2, 1, 0]).tolist() == [1, 1, -1, -1]
     # without a threshold there is one call an image, whatever is looked for
-    assert evidence.calls(p, None, [0]).tolist() == [1, 1, 1, -1]
+    assert judging.calls(p, None, [0]).tolist() == [1, 1, 1, -1]
 
 
 def test_of_two_forgotten_labels_in_an_image_both_count_on_both_sides():
@@ -276,14 +276,14 @@ def test_of_two_forgotten_labels_in_an_image_both_count_on_both_sides():
                 backend="table", threshold=0.1)  # fmt: skip
     judge = Classifier(card, Network(lambda images: says[images[:, 0, 0, 0]]))
 
-    def drawn(first: list[int]) -> evidence.Drawn:
+    def drawn(first: list[int]) -> judging.Drawn:
         judges, draws = (judge, judge), lambda _, seeds: marked(seeds.tolist())
-        return evidence.draw(
+        return judging.draw(
             draws, 1, np.arange(4), judges=judges, extract=features.pixels, first=first
         )
 
     now = drawn([0])
-    teachers = evidence.unpacked(evidence.packed(drawn([1])), card.threshold)
+    teachers = judging.unpacked(judging.packed(drawn([1])), card.threshold)
     assert now.called.tolist() != teachers.called.tolist()
     for label, found in ((0, 0.5), (1, 0.75), (2, 0.5)):
         row = evidence.changed(teachers, now, label, 0.95, paired=True)
@@ -295,11 +295,11 @@ def test_of_two_forgotten_labels_in_an_image_both_count_on_both_sides():
     assert crossed["matrix"] == [[0] * 3, [2, 3, 2], [0] * 3] and crossed["n"] == [0, 4, 0]
 
 
-def looked_at(p: list[list[float]], threshold: float | None, first: list[int]) -> evidence.Drawn:
+def looked_at(p: list[list[float]], threshold: float | None, first: list[int]) -> judging.Drawn:
     """Images of which the judge says this."""
     rows = np.array(p, np.float32)
-    called = evidence.calls(rows, threshold, first)
-    return evidence.Drawn(rows, called, called, np.zeros((len(rows), 1), np.float32))
+    called = judging.calls(rows, threshold, first)
+    return judging.Drawn(rows, called, called, np.zeros((len(rows), 1), np.float32))
 
 
 def test_no_label_is_not_what_was_declared():
@@ -399,7 +399,7 @@ def test_nudenet_opens_one_session_for_all_images(nudenet, astronaut, monkeypatc
 
 def test_the_shipped_nudenet_is_unmeasured_so_an_audit_with_it_is_inconclusive(nudenet):
     assert nudenet.card.calibration is None
-    drawn = evidence.draw(
+    drawn = judging.draw(
         lambda conditions, seeds: np.zeros((len(seeds), 16, 16, 3), np.uint8),
         0,
         np.arange(8),

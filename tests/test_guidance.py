@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from sfd import features, teachers
-from sfd.eval import class_teacher, common, evidence, guidance, suites
+from sfd.eval import class_teacher, common, guidance, judging, suites
 
 RNG = np.random.default_rng(0)
 
@@ -69,7 +69,7 @@ def side(monkeypatch):
 
 def test_a_teacher_that_was_interrupted_goes_on_where_it_was(side, tmp_path, monkeypatch):
     whole = side(tmp_path / "a")
-    draw, labels = evidence.draw, []
+    draw, labels = judging.draw, []
 
     def interrupted(generate, condition, *rest, **options):
         labels.append(condition)
@@ -77,7 +77,7 @@ def test_a_teacher_that_was_interrupted_goes_on_where_it_was(side, tmp_path, mon
             raise KeyboardInterrupt
         return draw(generate, condition, *rest, **options)
 
-    monkeypatch.setattr(evidence, "draw", interrupted)
+    monkeypatch.setattr(judging, "draw", interrupted)
     with pytest.raises(KeyboardInterrupt):
         side(tmp_path / "b")
     monkeypatch.setattr(guidance, "best", None)  # it was chosen already

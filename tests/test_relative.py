@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sfd.concepts import Concept
-from sfd.eval.evidence import Drawn
+from sfd.eval.judging import Drawn
 from sfd.eval.relative import relative
 from sfd.eval.subjects import Subject
 

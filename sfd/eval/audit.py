@@ -19,11 +19,12 @@ from sfd.eval import (
     common,
     evidence,
     guidance,
+    judging,
     ladder,
     suites,
 )
 from sfd.eval import review as reviews
-from sfd.eval.evidence import Drawn
+from sfd.eval.judging import Drawn
 from sfd.eval.quality import quality
 from sfd.eval.relative import relative
 from sfd.eval.subjects import Subject
@@ -86,7 +87,7 @@ def audit(
     sheets = common.Sheets(folder / "sheets", labels)
     grid: dict[int, Drawn] = {}
     for label in retained:
-        grid[label] = evidence.draw(
+        grid[label] = judging.draw(
             subject.generate,
             label,
             shared,
@@ -97,7 +98,7 @@ def audit(
         )
     asked: dict[str, Drawn] = {}
     for concept in concepts:
-        asked[concept.name] = evidence.draw(
+        asked[concept.name] = judging.draw(
             subject.generate,
             concept.label,
             own,

@@ -10,8 +10,8 @@ import numpy as np
 
 from sfd import content, features, sample
 from sfd.classifiers import Classifier
-from sfd.eval import common, evidence, guidance, suites
-from sfd.eval.evidence import Drawn
+from sfd.eval import common, guidance, judging, suites
+from sfd.eval.judging import Drawn
 from sfd.eval.suites import Reference, Suite
 from sfd.teachers import Teacher
 
@@ -89,7 +89,7 @@ def teacher_side(
     drawn, sheets = (known.drawn, known.sheets) if known else ({}, {})
     for label in left:
         kept: list[np.ndarray] = []
-        got = evidence.draw(
+        got = judging.draw(
             generate,
             label,
             asked,
@@ -108,7 +108,7 @@ def teacher_side(
 
 
 def _write(path: Path, side: TeacherSide) -> None:
-    rows = [evidence.packed(drawn) for drawn in side.drawn.values()]
+    rows = [judging.packed(drawn) for drawn in side.drawn.values()]
     arrays: dict[str, Any] = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
     arrays["sheets"] = np.stack(list(side.sheets.values()))
     arrays["meta"] = np.array(json.dumps({"guidance": side.guidance, "tried": side.tried}))
@@ -122,7 +122,7 @@ def _read(path: Path, threshold: float | None) -> TeacherSide:
         arrays = {k: file[k] for k in file.files}
     meta, sheets = json.loads(str(arrays.pop("meta"))), arrays.pop("sheets")
     drawn = {
-        i: evidence.unpacked({name: stack[i] for name, stack in arrays.items()}, threshold)
+        i: judging.unpacked({name: stack[i] for name, stack in arrays.items()}, threshold)
         for i in range(len(sheets))
     }
     return TeacherSide(drawn, dict(enumerate(sheets)), meta["guidance"], meta["tried"])

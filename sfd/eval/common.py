@@ -10,7 +10,7 @@ from sfd import classifiers, content, features, images, plugins, provenance, sea
 from sfd.classifiers import Card, Classifier
 from sfd.concepts import Concept, concept_sha256
 from sfd.eval import claims, suites
-from sfd.eval.evidence import Drawn
+from sfd.eval.judging import Drawn
 from sfd.eval.subjects import Subject, weights_of
 from sfd.eval.suites import AnySuite
 from sfd.teachers import Teacher

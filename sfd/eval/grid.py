@@ -11,9 +11,9 @@ import numpy as np
 from sfd import classifiers, content, features
 from sfd.classifiers import Classifier
 from sfd.concepts import Concept, PromptConcept
-from sfd.eval import common, evidence
+from sfd.eval import common, judging
 from sfd.eval.clip_score import Scorer
-from sfd.eval.evidence import Drawn
+from sfd.eval.judging import Drawn
 from sfd.eval.shots import Ask, request, stacked
 from sfd.eval.suites import PromptSuite, Reference
 
@@ -116,21 +116,21 @@ def ask(
 ) -> Answers:
     """Draw and judge one image per prompt and seed.
 
-    `first` are the labels looked for by factor, see `evidence.calls`. `keep(rows, images,
+    `first` are the labels looked for by factor, see `judging.calls`. `keep(rows, images,
     probabilities per factor)` sees what was made of each chunk.
     """
     parts: list[list[list[np.ndarray]]] = [[[], [], [], []] for _ in grid.factors]
     shows: list[np.ndarray] = []
     errors: list[set[str]] = [set() for _ in grid.factors]
-    for start in range(0, len(prompts), evidence.CHUNK):
-        rows = slice(start, start + evidence.CHUNK)
+    for start in range(0, len(prompts), judging.CHUNK):
+        rows = slice(start, start + judging.CHUNK)
         got = request(generate, list(prompts[rows]), seeds[rows])
-        found = evidence.describe(got, extract)
+        found = judging.describe(got, extract)
         seen = []
         for at, ((judge, other), offset) in enumerate(zip(grid.judges, grid.offsets, strict=True)):
             looked_for = first.get(at, ())
-            own, called, said = evidence.look(got, judge, looked_for)
-            _, second, also = evidence.look(got, other, looked_for)
+            own, called, said = judging.look(got, judge, looked_for)
+            _, second, also = judging.look(got, other, looked_for)
             errors[at] |= said | also | set(got.errors)
             columns = (own, _shifted(called, offset), _shifted(second, offset), found)
             for column, value in zip(parts[at], columns, strict=True):

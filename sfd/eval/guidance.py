@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from sfd import metrics, sample
-from sfd.eval import evidence
+from sfd.eval import judging
 from sfd.eval.suites import TeacherSampling
 from sfd.features import Extractor
 from sfd.teachers import Raw, Teacher
@@ -39,8 +39,8 @@ def chosen(
     def features_at(k: float) -> np.ndarray:
         generate = sample.teacher_sampler(teacher, steps=plan.steps, guidance=k)
         found = []
-        for start in range(0, len(asked), evidence.CHUNK):
-            part = slice(start, start + evidence.CHUNK)
+        for start in range(0, len(asked), judging.CHUNK):
+            part = slice(start, start + judging.CHUNK)
             found.append(extract(generate(asked[part], seeds[part])))
             count(len(asked[part]))
         return np.concatenate(found)

@@ -17,7 +17,7 @@ from sfd import attacks, devices, images, sample
 from sfd.attacks import Attack, Goal, Parts, Transcript, Victim, pictured
 from sfd.classifiers import Classifier
 from sfd.concepts import AnyConcept, Concept
-from sfd.eval import common, evidence, suites
+from sfd.eval import common, judging, suites
 from sfd.eval.attack_claims import Skipped, record
 from sfd.eval.subjects import Subject
 from sfd.eval.suites import AnySuite, Suite
@@ -257,7 +257,7 @@ def goal_of(
             others = np.concatenate(drawn), np.repeat(rest, each)
     return Goal(
         label=concept.label,
-        judge=evidence.judged_by(second, concept.label),
+        judge=judging.judged_by(second, concept.label),
         surrogate=first.network.scores,
         onlooker=onlooker(first),
         images=mine if len(mine) else None,
@@ -272,7 +272,7 @@ def onlooker(judge: Classifier) -> Callable[[Tensor], Tensor]:
 
     def look(pictures: Tensor) -> Tensor:
         shown, made = pictured(pictures)
-        found, _ = evidence.judge(judge, shown)  # NaN where it raises
+        found, _ = judging.judge(judge, shown)  # NaN where it raises
         found = np.where(made[:, None], found, np.nan)
         return torch.from_numpy(found).clamp(min=1e-12).log().to(pictures.device)
 

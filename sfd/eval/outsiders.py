@@ -14,7 +14,7 @@ import numpy as np
 
 from sfd import content, images
 from sfd.concepts import AnyConcept, PromptConcept
-from sfd.eval.evidence import JUDGE_ERRORS
+from sfd.eval.judging import JUDGE_ERRORS
 from sfd.eval.shots import Ask, Partial
 from sfd.eval.subjects import IMAGES_ONLY, Subject
 from sfd.teachers import Raw

@@ -11,7 +11,7 @@ from sfd import attacks, concepts, content, metrics, noise, sample
 from sfd.attacks import SLOT, Goal, Parts, Victim
 from sfd.concepts import PromptConcept
 from sfd.concepts.prompts import substitute
-from sfd.eval import common, evidence, ladder
+from sfd.eval import common, judging, ladder
 from sfd.eval.attack_claims import Skipped
 from sfd.eval.grid import Grid, factor_of, held_out, view_of
 from sfd.eval.subjects import Subject
@@ -60,7 +60,7 @@ def golds_of(
         got = gold.generate(*held_out(concept, GOLD_ASKED, seeds))
         assert isinstance(got, np.ndarray)
         # what was not judged may show it
-        hits = int((evidence.judged_by(grid.judges[factor][1], label)(got)[0] != 0).sum())
+        hits = int((judging.judged_by(grid.judges[factor][1], label)(got)[0] != 0).sum())
         if metrics.rate_interval(hits, GOLD_ASKED)[0] <= GOLD_DRAWS:
             found[concept.name] = gold
         elif named:
@@ -161,7 +161,7 @@ def goal_of(
         images = drawn(asked, np.arange(count) + 10**9 + seed)
     return Goal(
         label=label,
-        judge=evidence.judged_by(second, label),
+        judge=judging.judged_by(second, label),
         surrogate=first.network.scores,
         onlooker=ladder.onlooker(first),
         images=images,

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from sfd import content, features, sample
-from sfd.eval import common, evidence, guidance
+from sfd.eval import common, guidance, judging
 from sfd.eval.clip_score import Scorer
 from sfd.eval.grid import Answers, Grid, Shown, ask, asked_of_cells
 from sfd.eval.suites import PromptSuite, Reference
@@ -83,7 +83,7 @@ def teacher_side(
 def _write_side(path: Path, side: TeacherSide) -> None:
     arrays: dict[str, Any] = {}
     for i, drawn in enumerate(side.answers.by_factor):
-        packed = evidence.packed(drawn)
+        packed = judging.packed(drawn)
         arrays["features"] = packed.pop("features")  # of every factor the same
         arrays |= {f"{name}{i}": values for name, values in packed.items()}
     if side.answers.clip is not None:
@@ -100,7 +100,7 @@ def _read_side(path: Path, grid: Grid) -> TeacherSide:
         arrays = {k: file[k] for k in file.files}
     meta = json.loads(str(arrays["meta"]))
     drawn = tuple(
-        evidence.unpacked(
+        judging.unpacked(
             {name: arrays[f"{name}{i}"] for name in ("probabilities", "called", "second")}
             | {"features": arrays["features"]},
             judge.card.threshold,

@@ -25,7 +25,6 @@ from sfd.eval import (
     suites,
 )
 from sfd.eval import review as reviews
-from sfd.eval.evidence import Drawn
 from sfd.eval.grid import (
     Answers,
     Grid,
@@ -45,6 +44,7 @@ from sfd.eval.grid import (
     values_of,
     view_of,
 )
+from sfd.eval.judging import Drawn
 from sfd.eval.prompt_teacher import TeacherSide, teacher_side
 from sfd.eval.quality import quality
 from sfd.eval.subjects import Subject

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from sfd import metrics
-from sfd.eval.evidence import Drawn
+from sfd.eval.judging import Drawn
 from sfd.eval.suites import Reference
 
 

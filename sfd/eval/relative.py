@@ -8,7 +8,7 @@ import numpy as np
 from sfd import metrics
 from sfd.concepts import Concept
 from sfd.eval import common
-from sfd.eval.evidence import CHUNK, Drawn, describe
+from sfd.eval.judging import CHUNK, Drawn, describe
 from sfd.eval.shots import request, stacked
 from sfd.eval.subjects import Subject
 from sfd.features import Extractor

@@ -11,7 +11,7 @@ import numpy as np
 from sfd import content, metrics
 from sfd.classifiers import Classifier, called
 from sfd.concepts import AnyConcept
-from sfd.eval import evidence, load_judge
+from sfd.eval import judging, load_judge
 from sfd.features import Extractor
 
 UNJUDGED = "not judged"
@@ -49,7 +49,7 @@ class Detector:
         """
         card = self.classifier.card
         columns = [card.labels.index(label) for label in self.labels]
-        probabilities, _ = evidence.judge(self.classifier, images)
+        probabilities, _ = judging.judge(self.classifier, images)
         hits = called(np.nan_to_num(probabilities, nan=-1.0), card.threshold)
         out: list[tuple[float | None, tuple[str, ...]]] = []
         for row, hit in zip(probabilities, hits, strict=True):
@@ -74,7 +74,7 @@ class Private:
         try:
             inside = metrics.within_radius(self.extract(images), self.reference, self.radius)
             return [(NEAR,) if found else () for found in inside]
-        except evidence.JUDGE_ERRORS:
+        except judging.JUDGE_ERRORS:
             if len(images) == 1:
                 return [(f"private: {UNJUDGED}",)]
         middle = len(images) // 2
