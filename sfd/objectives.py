@@ -53,7 +53,8 @@ class Phase:
     `after` so many images of the run.
     `distinct` is how many different ones it sees: image numbers start again from 0 after so many.
     `steps` False: the optimizer does not step after it, its gradient is added to that of the next
-    phase that learns the same, once that has begun. Raises ValueError on anything else.
+    phase that learns the same, once that has begun. `beta1` is Adam's in the step after it. Raises
+    ValueError on anything else.
     """
 
     name: str
@@ -64,8 +65,13 @@ class Phase:
     distinct: int | None = None
     steps: bool = True
     after: int = 0
+    beta1: float = 0.0
 
     def __post_init__(self) -> None:
+        if not isinstance(self.beta1, float) or not 0 <= self.beta1 < 1:
+            raise ValueError(
+                f"phase {self.name}: beta1={self.beta1!r}: give a number from 0 to below 1"
+            )
         if not isinstance(self.after, int) or self.after < 0:
             raise ValueError(f"phase {self.name}: after={self.after!r}: give a whole number from 0")
         for name, count in (("every", self.every), ("distinct", self.distinct)):
@@ -293,14 +299,16 @@ def regression(
     weight: float = 1.0,
     sigma_min: float | None = None,
     sigma_max: float | None = None,
+    beta1: float = 0.0,
 ) -> tuple[Phase, ...]:
     """Knowledge distillation (arXiv 2101.02388): the end of the target's own trajectory, regressed.
 
     The student learns `pairs` pairs of z and of where a `solver` (`solvers.SOLVERS`) leads in
     `steps` steps from sigma_max z (by default over the target's own `sigma_range`). Each end is
     computed when its image is first met, and kept. It keeps the target's variety, and is blurred: a
-    start for the others, or, times `weight`, a part of them (their `pairs`). The fake score does
-    not learn.
+    start for the others, or, times `weight`, a part of them (their `pairs`). `beta1` is Adam's
+    where the student learns from these alone: .9 is faster, but not in the others, whose gradient
+    moves with the fake score. The fake score does not learn.
     Raises ValueError on levels outside the range, no such solver, or fewer than one step or pair.
     """
     if solver not in solvers.SOLVERS:
@@ -326,7 +334,7 @@ def regression(
         losses = regression_loss(x_g, torch.stack([kept[n] for n in draw.numbers]))
         return weight * losses, {"error": losses.detach() / x_g[0].numel()}
 
-    return (Phase("student", ("student",), loss, "student", distinct=pairs),)
+    return (Phase("student", ("student",), loss, "student", distinct=pairs, beta1=beta1),)
 
 
 def _with_pairs(

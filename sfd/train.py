@@ -56,8 +56,8 @@ def train(
     `total`, `warmup`, `ema_images`, `tick`, `checkpoint` and `snapshots` are counted in images of
     the global batch. What requires a gradient in `student` and `fake` learns, the rest is a frozen
     base that they may share. The loss of a batch is sum_i weight_i l_i / batch. Both networks learn
-    with Adam(0, .999) and stay in evaluation mode (no dropout). The fake score is guided by
-    `guidance_train` where it learns and by `guidance_fake` where it is asked (arXiv 2406.01561).
+    with Adam(phase.beta1, .999) and stay in evaluation mode (no dropout). The fake score is guided
+    by `guidance_train` where it learns and by `guidance_fake` where it is asked (arXiv 2406.01561).
     Resumes from `folder`; raises `state.Stopped` if it ends in the middle.
     """
     if batch % accumulate:
@@ -68,8 +68,7 @@ def train(
     average = state.frozen_copy(student)
     rates = {"student": lr_student, "fake": lr_fake}
     optimizers = {
-        name: torch.optim.Adam(own[name], lr=rates[name], betas=(0.0, 0.999), fused=True)
-        for name in networks
+        name: torch.optim.Adam(own[name], lr=rates[name], fused=True) for name in networks
     }
     null = teacher.encode([None])
     asked = {
@@ -134,7 +133,8 @@ def train(
                 norm = state.gradient_norm(own[name])
                 stats[f"grad_norm_{name}"] = (float(norm), 1.0)
                 if torch.isfinite(norm):  # otherwise the loop stops the run, weights untouched
-                    optimizers[name].param_groups[0]["lr"] = rates[name] * factor
+                    group = optimizers[name].param_groups[0]
+                    group["lr"], group["betas"] = rates[name] * factor, (phase.beta1, 0.999)
                     optimizers[name].step()
                 optimizers[name].zero_grad(set_to_none=True)
         state.update_ema(average, student, images=batch, seen=nimg + batch, half_life=ema_images)

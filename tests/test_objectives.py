@@ -321,6 +321,47 @@ def test_regression_asks_the_target_once_a_pair(tmp_path):
     assert sum(asked) == 16 * 5  # 2 steps - 1 evaluations each, whatever the images
 
 
+def test_pairs_alone_have_their_own_beta1(tmp_path):
+    """Two batches of pairs, one of both, against Adam stepped by hand; resumed before each."""
+    teacher = tiny_teacher()
+    rule = forgetting.none(teacher, [])
+    options = {"pairs": 16, "steps": 2, "weight": 0.5, "beta1": 0.9}
+    phases = objectives.TABLE["sid"].phases(sigma_init=2.5, pairs={**options, "alone": 16})
+    student = teacher.make_student()
+    fakes = {}
+
+    def trained(total):
+        fakes[total] = teacher.make_student()
+        average, _ = training.train(
+            teacher, rule, phases, student=teacher.make_student(), fake=fakes[total],
+            retained=[0, 1], concepts=[], share=0.0, weight_student=1.0, weight_fake=1.0,
+            total=total, batch=8, lr_student=1e-3, lr_fake=1e-3, decay_from=1.0, ema_images=0,
+            seed=3, folder=tmp_path, identity={}, tick=8, checkpoint=8, device=CPU,
+        )  # fmt: skip
+        return average
+
+    optimizer = torch.optim.Adam(student.parameters(), lr=1e-3)
+    for start, names, beta1 in ((0, ["pairs"], 0.9), (8, ["pairs"], 0.9),
+                                (16, ["pairs", "student"], 0.0)):  # fmt: skip
+        numbers = np.arange(start, start + 8)
+        nets = {"student": student, "fake": fakes.get(start, teacher.make_student())}
+        for phase in (p for p in phases if p.name in names):
+            shown = numbers % phase.distinct if phase.distinct else numbers
+            batch = forgetting.draw_batch(
+                shown, seed=3, shape=teacher.shape, retained=[0, 1], concepts=[], share=0.0,
+                weight_student=1.0, weight_fake=1.0, device=CPU,
+            )  # fmt: skip
+            draw = training.draw_for(3, phase.name, shown, teacher.shape, CPU)
+            losses, _ = training.call(phase, teacher, rule, nets, batch, draw, {}, {})
+            (losses.sum() / 8).backward()
+        optimizer.param_groups[0]["betas"] = (beta1, 0.999)
+        optimizer.step()
+        student.zero_grad()
+        found = trained(start + 8)
+        for mine, theirs in zip(student.parameters(), found.parameters(), strict=True):
+            torch.testing.assert_close(theirs, mine, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("name", "options", "says"),
     [
@@ -329,6 +370,7 @@ def test_regression_asks_the_target_once_a_pair(tmp_path):
         ("regression", {"pairs": 0}, "distinct=0"),
         ("regression", {"pairs": 2.5}, "distinct=2.5"),
         ("regression", {"steps": 0}, "steps=0"),
+        ("regression", {"beta1": 1.0}, "beta1=1.0: give a number from 0 to below 1"),
         ("regression", {"solver": "huen"}, "no solver called 'huen'; did you mean 'heun'?"),
         ("sid", {"pairs": {"steps": 0}}, "steps=0"),
         ("sid", {"pairs": 4000}, "pairs=4000: give options"),
