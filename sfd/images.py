@@ -297,7 +297,7 @@ def read_image(path: Path) -> np.ndarray:
     try:
         with Image.open(path) as image:
             array = np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB"))
-    except (UnidentifiedImageError, OSError) as error:
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:  # the last of a broken PNG
         raise ValueError(f"{path}: not a readable image: {error}") from None
     return array[..., None] if array.ndim == 2 else array
 

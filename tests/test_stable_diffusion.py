@@ -191,3 +191,11 @@ def test_the_embedded_teacher_is_a_plain_pipeline_that_draws_what_it_is_asked():
         called = judge.probabilities(images).argmax(1)
         right = [judge.card.labels[i] == word for i, word in zip(called, words, strict=True)]
         assert sum(right) >= len(asked) - 1
+
+
+def test_a_student_is_not_decoded_by_another_pipeline_than_its_teacher():
+    known = stable_diffusion.folder_sha256(stable_diffusion.EMBEDDED / "fashion-text")
+    ref = {"name": "fashion-text", "sha256": known}
+    assert stable_diffusion.folder_of(ref).name == "fashion-text"
+    with pytest.raises(ValueError, match="is another pipeline than the student was distilled from"):
+        stable_diffusion.folder_of({**ref, "sha256": "0" * 64})

@@ -3,6 +3,7 @@
 import csv
 import errno
 import json
+import multiprocessing
 import os
 import re
 import shutil
@@ -13,6 +14,7 @@ import tarfile
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -21,12 +23,13 @@ import torch
 import webdataset as reader
 from PIL import Image
 
-from sfd import configs, content, features, images, jobs, runs, sample, teachers, verbs
+from sfd import concepts, configs, content, features, images, jobs, runs, sample, teachers, verbs
 from sfd.classifiers import Calibration, Card, Classifier, Network, measured
 from sfd.cli.datasets import _numbers
 from sfd.synthesis import asked as asking
 from sfd.synthesis import bounds, folders, screening, synthesize, webdataset
 from sfd.synthesis.folders import META, Layout
+from sfd.verbs import datasets as commands
 
 SMALL = {"n": 30, "size": 10, "batch": 4}
 
@@ -172,6 +175,48 @@ def test_shards_made_apart_are_merged_by_copying(student):
             shutil.copytree(f"machine{i}/{name}", name, dirs_exist_ok=True)
     make(student, "set", lambda _: pytest.fail("nothing is left to draw"))
     assert files(Path("set")) == files(Path("whole"))
+
+
+def test_a_foreign_shard_is_not_merged_and_a_swapped_image_is_found(student):
+    make(student, "set", pseudo_random, keep_refused=True, shard=(0, 2))
+    make(student, "other", pseudo_random, seed=5)
+    shutil.copytree("other/000001", "set/000001")
+    lines = [row for row in rows(Path("other", META)) if row["file_name"].startswith("000001/")]
+    own = [{**row, "file_name": Path(row["file_name"]).name} for row in lines]
+    Path("set/000001", META).write_text("".join(json.dumps(row) + "\n" for row in own))
+    Path("set-quarantine/000001.jsonl").write_text("")
+    with pytest.raises(ValueError, match="seed .* is not what was asked for there"):
+        make(student, "set", pseudo_random, keep_refused=True, shard=(1, 2))
+
+    make(student, "swap", pseudo_random, keep_refused=True)
+    refused = rows(Path("swap-quarantine", META))[0]
+    kept = Path("swap", refused["file_name"].split("-")[0] + ".png")
+    assert kept.is_file()
+    shutil.copy(Path("swap-quarantine", refused["file_name"]), kept)
+    with pytest.raises(ValueError, match="is another image than the dataset's list says"):
+        make(student, "swap", pseudo_random, keep_refused=True)
+
+
+def test_two_processes_at_one_folder_leave_no_hole(student):
+    """The second begins and ends while the first is at its third image."""
+    make(student, "whole", pseudo_random, keep_refused=True)
+    calls = []
+
+    def slow(pictures):
+        calls.append(len(pictures))
+        if len(calls) == 3:
+            pid = multiprocessing.get_context("fork").Process(
+                target=make, args=(student, "set", pseudo_random), kwargs={"keep_refused": True}
+            )
+            pid.start()
+            pid.join()
+            assert pid.exitcode == 0
+        return pseudo_random(pictures)
+
+    report = make(student, "set", slow, keep_refused=True)
+    assert report["kept"] == 30 and len(calls) > 3
+    assert files(Path("set")) == files(Path("whole"))
+    assert files(Path("set-quarantine")) == files(Path("whole-quarantine"))
 
 
 def test_the_same_image_for_the_same_seed(student):
@@ -412,6 +457,22 @@ def test_a_neighbour_of_a_private_image_is_refused(student):
 # --- who screens ---------------------------------------------------------------------------------
 
 
+def test_private_images_are_all_protected_or_refused():
+    for name in ("top.png", "inner/deep.png"):
+        content.write_atomic(Path("own", name), images.png_bytes(np.zeros((4, 4, 1), np.uint8)))
+    with pytest.raises(ValueError, match="and in inner/: give one of both"):
+        commands._pictures("own")
+
+
+def test_tars_of_another_dataset_are_not_mixed_with(student):
+    make(student, "set")
+    make(student, "small", n=10)
+    assert webdataset.write(Path("set"), Path("tars")) == 3
+    with pytest.raises(ValueError, match="holds 000001.tar, which is none of this dataset's"):
+        webdataset.write(Path("small"), Path("tars"))
+    assert webdataset.write(Path("set"), Path("tars")) == 3
+
+
 def test_detectors_by_name(run):
     student = sample.load(run)
     from sfd.eval.subjects import concepts_of
@@ -499,6 +560,25 @@ def test_prompts_are_asked_in_turn(student):
         assert tar.extractfile("00000001.txt").read() == b"a blue bag"
     with pytest.raises(ValueError, match="1 of 2 prompts ask for what was forgotten"):
         asking.of_prompts(["a bag", "a sneaker"], ["a sneaker"])
+
+
+def test_prompts_that_the_audit_asks_it_with_are_refused_too():
+    (nude,) = concepts.load_prompts(["nudity"])
+    held = next(p.text for p in nude.holdout if not nude.mentions(p.text))
+    words = SimpleNamespace(labels=(), card={"without": []})
+    with pytest.raises(ValueError, match="1 of 2 prompts ask for what was forgotten"):
+        commands._asked(words, [nude], "all", None, ["a red bag", held], None)
+
+
+def test_the_card_says_what_nobody_looked_for_and_how_many_prompts_were_asked(student):
+    concept = {"name": "mixture-left", "label_name": "left"}
+    forgot = replace(student, card={**student.card, "concepts": [concept]})
+    asked = asking.of_prompts([f"a bag, {i}" for i in range(120)], [])
+    as_words = replace(forgot, sample=lambda raw, seeds: student.sample([1] * len(raw), seeds))
+    make(as_words, "set", asked=asked)
+    text = Path("set/README.md").read_text()
+    assert "- left: **no bound**. No detector looked for a label of that name." in text
+    assert "30 different prompts were asked for, one as often as another." in text
 
 
 # --- bounds --------------------------------------------------------------------------------------

@@ -46,7 +46,9 @@ def _head(report: Mapping[str, Any]) -> str:
             for name, row in by.items()
         ]
     else:
-        lines += ["", f"{len(by):,} different prompts were asked for, one as often as another."]
+        often = [row["asked"] for row in by.values() if row["asked"]]
+        equal = ", one as often as another" if min(often) == max(often) else ""
+        lines += ["", f"{len(often):,} different prompts were asked for{equal}."]
     return "\n".join(lines)
 
 
@@ -87,10 +89,16 @@ def _leaked(report: Mapping[str, Any]) -> str:
             )
             continue
         lines.append(
-            f"- {found['label']}: at most **{_percent(found['upper'])}** of the kept images,"
-            f" {bounds.images_of(found['upper'], kept):,} (95 %):"
+            f"- {found['label']}: at most **{_percent(found['upper'])}** of the kept images are to"
+            f" be expected, {bounds.images_of(found['upper'], kept):,} (95 %):"
         )
         lines += [f"  - {_detector(row, report['drawn'])}" for row in found["detectors"]]
+    searched = {found["label"] for found in report["leak"]}
+    lines += [
+        f"- {label}: **no bound**. No detector looked for a label of that name."
+        for label in report["student"]["concepts"].values()
+        if label not in searched
+    ]
     if any(found["upper"] is not None for found in report["leak"]):
         lines += [
             "",

@@ -207,11 +207,15 @@ def _fill(
     keep_refused: bool,
     stamp: Callable[[bytes], bytes] | None,
 ) -> None:
-    """One folder from its images; it appears by being renamed, whole."""
+    """One folder from its images; it appears by being renamed, whole.
+
+    Another process may be at the same folder: each grows its own, and the first to end is kept. In
+    quarantine both write the same files.
+    """
     final = layout.folder(number)
-    growing, aside = final.with_name(f".{final.name}.tmp"), layout.quarantine / final.name
-    for folder in (growing, aside):
-        shutil.rmtree(folder, ignore_errors=True)
+    growing = final.with_name(f".{final.name}.{os.getpid()}.tmp")
+    aside = layout.quarantine / final.name
+    shutil.rmtree(growing, ignore_errors=True)
     kept: dict[int, Row] = {}
     refused: list[Row] = []
     try:
@@ -232,7 +236,11 @@ def _fill(
             refused.append(named)
         (growing / META).write_text(_lines(kept[place] for place in sorted(kept)))
         content.write_atomic(layout.refused(number), _lines(refused))
-        growing.rename(final)
+        try:
+            growing.rename(final)
+        except OSError:
+            if not final.is_dir():
+                raise
     finally:
         shutil.rmtree(growing, ignore_errors=True)
     if not kept:
@@ -295,7 +303,11 @@ def merge(layout: Layout) -> bool:
         layout.refused(number).unlink(missing_ok=True)
     for folder in (layout.out, layout.quarantine, layout.out / HIDDEN):
         for path in folder.glob(".*.tmp"):
-            if not _running(path.name.split(".")[-2]):
+            if _running(path.name.split(".")[-2]):
+                continue
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
                 path.unlink(missing_ok=True)
     return True
 
@@ -331,19 +343,37 @@ def read_lines(path: Path) -> Iterator[Row]:
                 row = json.loads(line)
             except ValueError as error:
                 raise ValueError(f"{path}, line {number}: not JSON: {error}; {MEND}") from None
-            if not isinstance(row, dict):
+            if not isinstance(row, dict) or "condition" not in row:
                 raise ValueError(f"{path}, line {number}: is no row of a dataset; {MEND}")
             yield row
 
 
-def check(layout: Layout) -> None:
-    """Raises ValueError unless all that a finished dataset lists is there and is a whole image."""
+def check(layout: Layout, asked: Asked, *, sha256: str, seed: int, look: bool) -> None:
+    """Raises ValueError unless a finished dataset lists what it holds, each as it was asked for.
+
+    `look` opens each image too: it must be whole, and itself say what its row says.
+    """
     listed, path = 0, layout.out / META
-    for listed, row in enumerate(read_lines(path), 1):  # noqa: B007
+    for listed, row in enumerate(read_lines(path), 1):
+        file = layout.out / str(row.get("file_name"))
         try:
-            images.read_image(layout.out / str(row.get("file_name")))
-        except ValueError as error:
+            place, attempt = int(file.stem), int(row["attempt"])
+            own = int(asking.seeds(seed, np.array([place]), attempt)[0])
+            fields = asked.fields[int(asked.rows(np.array([place]))[0])]
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path}, line {listed}: {error!r} is no row's; {MEND}") from None
+        expected = {**fields, "seed": own, "verdict": "clean", "student_sha256": sha256}
+        wrong = next((key for key, value in expected.items() if row.get(key) != value), None)
+        if wrong or file.parent != layout.folder(place // layout.size):
+            what = f"{wrong} {row.get(wrong)!r} is" if wrong else f"place {place} is"
+            raise ValueError(f"{path}, line {listed}: {what} not what was asked for there; {MEND}")
+        try:
+            images.read_image(file) if look else None
+            said = images.png_text(file.read_bytes()).get("sfd") if look else None
+        except (ValueError, OSError) as error:
             raise ValueError(f"{error}; {MEND}") from None
+        if look and said != mark(own, fields["condition"], sha256)["sfd"]:
+            raise ValueError(f"{file}: is another image than the dataset's list says; {MEND}")
     there = sum(1 for i in layout.numbers for _ in layout.folder(i).glob("*.png"))
     if there != listed:
         raise ValueError(f"{path}: lists {listed} images, its folders hold {there}; {MEND}")

@@ -18,9 +18,13 @@ def write(out: Path, to: Path) -> int:
 
     A sample is KEY.png, KEY.json (its metadata), and KEY.cls (the label's number) or KEY.txt (the
     prompt), KEY its place. Raises ValueError where `to` lies inside `out`, whose readers would open
-    the tars too.
+    the tars too, or holds tars of another dataset.
     """
     check_place(out, to)
+    own = {row["file_name"].split("/")[0] for row in folders.read_lines(out / META)}
+    strange = sorted(path.name for path in to.glob("*.tar") if path.stem not in own)
+    if strange:
+        raise ValueError(f"{to}: holds {strange[0]}, which is none of this dataset's: name another")
     rows = folders.read_lines(out / META)
     count = 0
     for count, (number, group) in enumerate(  # noqa: B007

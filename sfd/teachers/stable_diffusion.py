@@ -70,13 +70,18 @@ def embedded(name: str | None) -> Path | None:
 
 
 def folder_of(ref: Mapping[str, Any]) -> Path:
-    """The pipeline folder that a student's card names as its teacher. Raises ValueError if gone."""
+    """The pipeline folder that a student's card names as its teacher.
+
+    Raises ValueError if it is gone, or another lies there: the student would be decoded by that.
+    """
     embedded = EMBEDDED / str(ref.get("name", ""))
     folder = embedded if ref.get("name") else Path(ref.get("diffusers") or "").expanduser()
     if not (folder / "model_index.json").is_file():
         raise ValueError(
             f"{folder}: the teacher's pipeline folder is gone; its text encoder and VAE are needed"
         )
+    if ref.get("sha256", found := folder_sha256(folder)) != found:
+        raise ValueError(f"{folder}: is another pipeline than the student was distilled from")
     return folder
 
 

@@ -160,13 +160,20 @@ def _asked(
         raise ValueError("this student is asked in words: use --prompts")
     words = prompts_of(prompts, prompt_list)
     texts = [c for c in gone if isinstance(c, PromptConcept)]
-    return asking.of_prompts(words, [p for p in words if any(c.mentions(p) for c in texts)])
+    held = {p.text for c in texts for p in c.holdout}
+    refused = [p for p in words if p in held or any(c.mentions(p) for c in texts)]
+    return asking.of_prompts(words, refused)
 
 
 def _pictures(source: str) -> list[np.ndarray]:
     """Images of a plain folder, or of labelled data without its labels."""
     path = Path(source).expanduser()
     if path.is_dir() and images.list_images(path):
+        inner = next((p for p in path.iterdir() if p.is_dir() and images.list_images(p)), None)
+        if inner:  # what was left out would not be protected
+            raise ValueError(
+                f"{path}: has images of its own and in {inner.name}/: give one of both"
+            )
         return images.read_pictures(path)
     return list(images.read_labelled(source)[0])
 
