@@ -1,5 +1,6 @@
 """The backends nudenet, clip, face and onnx, and what an audit makes of a detector that fails."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -741,3 +742,10 @@ def test_a_measured_copy_is_whole_and_its_curve_compact(curved):
 def test_a_curve_that_does_not_belong_is_refused(curved, change, says):
     edit(curved, change)
     refused(curved, says)
+
+
+def test_a_threshold_set_after_the_calibration_is_refused():
+    card = classifiers.read_card("digits").model_dump(mode="json")
+    with pytest.raises(ValueError, match="measured with another threshold than the card's"):
+        content.check_json(json.dumps({**card, "threshold": 0.999}), Card, "mine")
+    content.check_json(json.dumps({**card, "threshold": 0.999, "calibration": None}), Card, "mine")

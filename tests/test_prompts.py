@@ -364,7 +364,15 @@ def test_noise_is_not_valid(place, tmp_path):
 def set_threshold(threshold):
     """The judges of shapes find all that reach it, and maybe nothing."""
     for name in ("shapes", "shapes2"):
-        card = cards.read_card(f"classifiers/{name}").model_copy(update={"threshold": threshold})
+        card = cards.read_card(f"classifiers/{name}")
+        block = card.calibration
+        curve = cards.Curve(
+            thresholds=[threshold],
+            found={label: [count.k] for label, count in block.sensitivity.items()},
+            wrong={label: [count.k] for label, count in block.false_positive.items()},
+        )
+        block = block.model_copy(update={"curve": curve})
+        card = card.model_copy(update={"threshold": threshold, "calibration": block})
         cards.save(Path("classifiers") / name, card)
 
 

@@ -131,7 +131,7 @@ def test_two_processes_follow_one():
 def test_not_finite_stops_and_keeps_the_last_state():
     def spoil(what, done, total):
         if done == 3200:
-            optimizers[0].param_groups[0]["betas"] = (0.0, float("nan"))
+            optimizers[0].param_groups[0]["eps"] = float("nan")
 
     optimizers = []
     made = torch.optim.Adam.__init__

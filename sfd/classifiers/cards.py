@@ -123,6 +123,11 @@ class Card(Strict):
             )
             if not _same_counts(block, again):
                 raise ValueError("calibration: the rates do not follow from the confusion counts")
+            if (self.threshold is None) != (block.curve is None):
+                raise ValueError(
+                    "calibration: was measured with another threshold than the card's: run"
+                    " `sfd calibrate` again, or take the calibration out"
+                )
             if block.curve is not None:
                 _check_curve(block, block.curve, self.labels, self.threshold)
         return self
