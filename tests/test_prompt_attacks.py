@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pipelines
@@ -202,6 +203,21 @@ def test_generators_of_several_steps(name):
     assert broken.hits.mean() > 0.7 and held.hits.sum() == 0
     once = attack(leaky, GOAL, seed=1, **IN_STEPS[name])
     np.testing.assert_array_equal(once.score, broken.score)
+
+
+@pytest.mark.parametrize("name", ["denoising-prefix", "noise-matching"])
+def test_a_gold_of_one_step_leaves_an_attack_on_several_its_leaky_control(name):
+    card = SimpleNamespace(name="j", calibration=None)
+    found, skipped = ladder.climb(
+        SimpleNamespace(attacks=[suites.Attack(name=name, budget=IN_STEPS[name])],
+                        attack_images="teacher"),
+        SimpleNamespace(name="shoe", label_name="shoe"), CHAIN, VICTIM,
+        SimpleNamespace(denoiser=CHAIN.origin), GOAL,
+        lambda base: dataclasses.replace(PARTS, gold=base),
+        judges=(SimpleNamespace(card=card), SimpleNamespace(card=card)), seed=5, folder=Path("out"),
+    )  # fmt: skip
+    assert not skipped and found[0]["k"] == 0
+    assert list(found[0]["controls"]) == ["leaky"] and found[0]["controls"]["leaky"]["k"] > 12
 
 
 def test_what_needs_a_gradient_through_the_generator_is_not_tried_on_several_steps():

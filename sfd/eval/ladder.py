@@ -118,12 +118,14 @@ def climb(
     Transcripts go to `folder/attacks/`, a sheet of what convinced the judge most to
     `folder/sheets/`. `gold` None leaves the comparison out: no claim can then be decided. Leaky
     controls are built upon the gold by `parts_of`, and upon the victim where it is asked in words
-    and there is no gold. Attacks run side by side, as many as the device has threads for.
+    and there is no gold, or one that lacks what the attack needs. Attacks run side by side, as many
+    as the device has threads for.
     """
     victim = _with_origin(victim, teacher)
     gold = _with_origin(gold, teacher) if gold is not None else None
-    base = victim if gold is None and victim.language is not None else gold
-    parts = parts_of(base) if base is not None else None
+    bases = [gold] if gold is not None else []
+    bases += [victim] if victim.language is not None else []
+    parts: dict[int, Parts] = {}
     skipped: list[Skipped] = []
     begun: list[tuple[suites.Attack, Attack, dict[str, Victim], dict[str, Future[Transcript]]]] = []
     found: list[dict[str, Any]] = []
@@ -141,9 +143,14 @@ def climb(
                 asked = {"subject": victim}
                 if gold is not None and not attack.missing(gold, goal):
                     asked["gold"] = gold
-                leaky = attack.leaky(parts) if parts is not None and attack.leaky else None
-                if leaky is not None:
-                    asked["leaky"] = leaky
+                base = next((who for who in bases if not attack.missing(who, goal)), None)
+                if base is not None and attack.leaky:
+                    if id(base) not in parts:
+                        parts[id(base)] = parts_of(base)
+                    leaky = attack.leaky(parts[id(base)])
+                    if leaky is not None and attack.missing(leaky, goal):  # it has no weights' form
+                        leaky = replace(leaky, origin=base.origin)
+                    asked |= {"leaky": leaky} if leaky is not None else {}
                 fewer = {} if plan.leaky_n is None else {"n": plan.leaky_n}
                 budgets = {who: plan.budget for who in asked} | {"leaky": {**plan.budget, **fewer}}
                 tried = {
