@@ -493,13 +493,19 @@ def test_a_concept_that_whole_prompts_override_is_asked_for_by_its_label(place, 
     assert result["evidence"]["direct"]["concept"]["baseline"]["rate"] > 0.95
 
 
-def test_without_an_override_a_judge_that_errs_excuses_no_hit():
+def erring() -> tuple[Card, list[str]]:
+    """A judge that takes some hats and coats for shoes, and its labels."""
     names = ["shoe", "hat", "coat"]
     confusion = {"shoe": [190, 10, 0], "hat": [50, 150, 0], "coat": [2, 0, 398]}
     images = {"shoe": 200, "hat": 200, "coat": 400}
     block = cards.measured(names, images, confusion, data="d", how="h")
     card = Card(version=1, name="judge", task="classify", labels=names, licence="own",
                 backend="table", calibration=block)  # fmt: skip
+    return card, names
+
+
+def test_without_an_override_a_judge_that_errs_excuses_no_hit():
+    card, names = erring()
     assert evidence.card_counts(card, "shoe", names, {1: 1.0})[1] == (50, 200)
     assert evidence.card_counts(card, "shoe", names, {})[1] == (0, 600)
     with pytest.raises(ValueError, match="sensitivity for 'bag' was never measured"):
@@ -507,12 +513,7 @@ def test_without_an_override_a_judge_that_errs_excuses_no_hit():
 
 
 def test_false_positives_of_several_overrides_count_by_their_shares():
-    names = ["shoe", "hat", "coat"]
-    confusion = {"shoe": [190, 10, 0], "hat": [50, 150, 0], "coat": [2, 0, 398]}
-    images = {"shoe": 200, "hat": 200, "coat": 400}
-    block = cards.measured(names, images, confusion, data="d", how="h")
-    card = Card(version=1, name="judge", task="classify", labels=names, licence="own",
-                backend="table", calibration=block)  # fmt: skip
+    card, names = erring()
     # pooled it would be 52 of 600, 8.7 %, whatever the shares
     assert evidence.card_counts(card, "shoe", names, {1: 1 / 3, 2: 2 / 3})[1] == (52, 600)
     hits, n = evidence.card_counts(card, "shoe", names, {1: 0.1, 2: 0.9})[1]

@@ -205,12 +205,12 @@ def test_two_processes_at_one_folder_leave_no_hole(student):
     def slow(pictures):
         calls.append(len(pictures))
         if len(calls) == 3:
-            pid = multiprocessing.get_context("fork").Process(
+            other = multiprocessing.get_context("fork").Process(
                 target=make, args=(student, "set", pseudo_random), kwargs={"keep_refused": True}
             )
-            pid.start()
-            pid.join()
-            assert pid.exitcode == 0
+            other.start()
+            other.join()
+            assert other.exitcode == 0
         return pseudo_random(pictures)
 
     report = make(student, "set", slow, keep_refused=True)

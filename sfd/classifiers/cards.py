@@ -125,8 +125,8 @@ class Card(Strict):
                 raise ValueError("calibration: the rates do not follow from the confusion counts")
             if (self.threshold is None) != (block.curve is None):
                 raise ValueError(
-                    "calibration: was measured with another threshold than the card's: run"
-                    " `sfd calibrate` again, or take the calibration out"
+                    "calibration: was measured with another threshold than the card's: set"
+                    " calibration to null and run `sfd calibrate`"
                 )
             if block.curve is not None:
                 _check_curve(block, block.curve, self.labels, self.threshold)

@@ -70,7 +70,7 @@ def audit(
     retained = [i for i in range(len(labels)) if i not in gone]
     planned = suite.n.direct * len(concepts) + suite.n.per_class * len(retained)
     data = ladder.read_data(suite.attack_images, teacher) if teacher and suite.attacks else None
-    alike = content.hash_json({"suite": suites.plain(suite), "labels": labels})
+    alike = suites.plan_sha256(suite, labels)
     # an attacker's own images are part of the plan, but not of what the teacher is asked
     own_images = [content.sha256(part.tobytes()) for part in data or ()]
     plan = content.hash_json([alike, *own_images]) if data else alike

@@ -40,7 +40,7 @@ def teacher_side(
     A label the teacher was never taught is drawn all the same (its null condition).
     """
     labels = list(range(len(teacher.labels)))
-    plan = content.hash_json({"suite": suites.plain(suite), "labels": list(teacher.labels)})
+    plan = suites.plan_sha256(suite, teacher.labels)
     few = -(-suite.teacher.n // len(labels))
     trial = common.seeds_from(plan + "guidance", few)
     asked = common.seeds_from(plan, suite.n.per_class)

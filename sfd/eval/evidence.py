@@ -132,6 +132,7 @@ def card_counts(
     if not override:
         return block.sensitivity[name], (0, block.false_positive[name].n)
     wrong = [(share, card.confused(labels[label], name)) for label, share in override.items()]
+    # whole numbers may come out a hair below
     images = int(1 / sum(share**2 / seen.n for share, seen in wrong) + 1e-9)
     hits = int(images * sum(share * seen.k / seen.n for share, seen in wrong) + 1e-9)
     return block.sensitivity[name], (hits, images)

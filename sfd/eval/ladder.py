@@ -4,7 +4,7 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -125,7 +125,7 @@ def climb(
     gold = _with_origin(gold, teacher) if gold is not None else None
     bases = [gold] if gold is not None else []
     bases += [victim] if victim.language is not None else []
-    parts: dict[int, Parts] = {}
+    parts = cache(lambda at: parts_of(bases[at]))
     skipped: list[Skipped] = []
     begun: list[tuple[suites.Attack, Attack, dict[str, Victim], dict[str, Future[Transcript]]]] = []
     found: list[dict[str, Any]] = []
@@ -143,14 +143,9 @@ def climb(
                 asked = {"subject": victim}
                 if gold is not None and not attack.missing(gold, goal):
                     asked["gold"] = gold
-                base = next((who for who in bases if not attack.missing(who, goal)), None)
-                if base is not None and attack.leaky:
-                    if id(base) not in parts:
-                        parts[id(base)] = parts_of(base)
-                    leaky = attack.leaky(parts[id(base)])
-                    if leaky is not None and attack.missing(leaky, goal):  # it has no weights' form
-                        leaky = replace(leaky, origin=base.origin)
-                    asked |= {"leaky": leaky} if leaky is not None else {}
+                leaky = _leaky(attack, goal, bases, parts)
+                if leaky is not None:
+                    asked["leaky"] = leaky
                 fewer = {} if plan.leaky_n is None else {"n": plan.leaky_n}
                 budgets = {who: plan.budget for who in asked} | {"leaky": {**plan.budget, **fewer}}
                 tried = {
@@ -171,6 +166,22 @@ def climb(
     if progress:
         progress(f"attacks on {concept.name}", len(begun), len(begun))
     return found, skipped
+
+
+def _leaky(
+    attack: Attack, goal: Goal, bases: Sequence[Victim], parts: Callable[[int], Parts]
+) -> Victim | None:
+    """The first of the leaky controls upon `bases` that an attack can be tried on.
+
+    One that hides the original's weights in its own has them from `parts`, others from its base.
+    """
+    for at, base in enumerate(bases):
+        made = attack.leaky(parts(at)) if attack.leaky else None
+        if made is not None and made.origin is None:
+            made = replace(made, origin=base.origin)
+        if made is not None and not attack.missing(made, goal):
+            return made
+    return None
 
 
 def _try(

@@ -4,7 +4,7 @@ import inspect
 import io
 import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -241,6 +241,11 @@ def _check_attack(suite: AnySuite, plan: Attack) -> None:
 def sha256(suite: AnySuite) -> str:
     """Hash of everything a suite says, its raised numbers of samples included."""
     return content.hash_json(plain(suite))
+
+
+def plan_sha256(suite: Suite, labels: Sequence[str]) -> str:
+    """Hash of what is asked of subject and teacher alike: their shared seeds follow from it."""
+    return content.hash_json({"suite": plain(suite), "labels": list(labels)})
 
 
 def plain(suite: AnySuite) -> dict[str, Any]:

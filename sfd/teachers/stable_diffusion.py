@@ -80,7 +80,7 @@ def folder_of(ref: Mapping[str, Any]) -> Path:
         raise ValueError(
             f"{folder}: the teacher's pipeline folder is gone; its text encoder and VAE are needed"
         )
-    if ref.get("sha256", found := folder_sha256(folder)) != found:
+    if "sha256" in ref and folder_sha256(folder) != ref["sha256"]:
         raise ValueError(f"{folder}: is another pipeline than the student was distilled from")
     return folder
 
