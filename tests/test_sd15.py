@@ -209,7 +209,7 @@ def test_general_prompts_are_many_and_ask_for_no_concept():
 
 
 def test_the_readmes_cards_are_cards():
-    text = (Path(__file__).parents[1] / "README.md").read_text()
+    text = (Path(__file__).parents[1] / "classifiers/README.md").read_text()
     blocks = re.findall(r"```yaml\n# classifiers/([\w-]+)/card\.yaml\n(.*?)```", text, re.DOTALL)
     cards = {name: content.check(yaml.safe_load(body), Card, name) for name, body in blocks}
     assert {"brad-pitt-face", "van-gogh-style"} <= set(cards)

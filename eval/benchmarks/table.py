@@ -1,4 +1,4 @@
-"""The generated parts of the README: `python eval/benchmarks/table.py [--write]`."""
+"""The generated parts of the READMEs: `python eval/benchmarks/table.py [--write]`."""
 
 import json
 import sys
@@ -179,13 +179,16 @@ def _rate(row: dict) -> str:
     return f"{row['rate']:.1%} {_ci(*row['ci95'])}"
 
 
-PARTS = {"results": table, "attacks": attacks, "power": power, "synthetic": synthetic}
+PARTS = {
+    "README.md": {"results": table},
+    "eval/README.md": {"attacks": attacks, "power": power, "synthetic": synthetic},
+}
 
 
-def readme_with_table() -> str:
-    """The README with each generated part between its marks."""
-    text = (ROOT / "README.md").read_text()
-    for name, make in PARTS.items():
+def page(path: str) -> str:
+    """A README with each of its generated parts between its marks."""
+    text = (ROOT / path).read_text()
+    for name, make in PARTS[path].items():
         begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
         head, rest = text.split(begin)
         text = f"{head}{begin}\n{make()}\n{end}{rest.split(end)[1]}"
@@ -194,6 +197,7 @@ def readme_with_table() -> str:
 
 if __name__ == "__main__":
     if "--write" in sys.argv:
-        (ROOT / "README.md").write_text(readme_with_table())
+        for path in PARTS:
+            (ROOT / path).write_text(page(path))
     else:
-        print("\n\n".join(make() for make in PARTS.values()))
+        print("\n\n".join(make() for parts in PARTS.values() for make in parts.values()))
