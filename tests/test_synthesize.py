@@ -22,6 +22,7 @@ import pytest
 import torch
 import webdataset as reader
 from PIL import Image
+from scipy.stats import binom
 
 from sfd import concepts, configs, content, features, images, jobs, runs, sample, teachers, verbs
 from sfd.classifiers import Calibration, Card, Classifier, Network, measured
@@ -145,7 +146,7 @@ def test_the_command_line_from_end_to_end(run):
     report = json.loads(done.stdout[done.stdout.index("{\n") :])
     assert report["kept"] == 24
     assert report["leak"][0]["label"] == "left"
-    assert 0 < report["leak"][0]["upper"] < 1
+    assert 0 < report["leak"][0]["at_most"] < 30
     assert Path("tars/000000.tar").is_file()
     assert len(Path("set-review.csv").read_text().splitlines()) == 6
     assert report == json.loads(Path("set/.sfd/report.json").read_text())
@@ -404,7 +405,7 @@ def test_an_image_that_is_not_finite_is_drawn_again_and_counted(student):
     for row in same:
         theirs = images.read_image(Path("whole", first[row["seed"]]))
         np.testing.assert_array_equal(images.read_image(Path("set", row["file_name"])), theirs)
-    assert whole["leak"][0]["upper"] > 0
+    assert whole["leak"][0]["at_most"] > 0
     assert report["leak"] == whole["leak"]  # they are no images that were looked at and found clean
 
 
@@ -585,30 +586,32 @@ def test_the_card_says_what_nobody_looked_for_and_how_many_prompts_were_asked(st
 
 
 def test_the_bound_is_the_one_worked_out_by_hand():
-    # 0 of 1,000 called: 1 - .025^(1/1000) = .0036821; 90 of 100 found: Wilson's lower end .825634
-    high, low = 1 - 0.025 ** (1 / 1000), 0.8256337
-    expected = (1 - low) * high / low * 1000 / 1000
-    assert bounds.leak_upper(0, 0, 1000, 1000, (90, 100), 0.95) == pytest.approx(expected, rel=1e-5)
-    assert expected == pytest.approx(0.00077762, rel=1e-5)
-    base = bounds.leak_upper(5, 0, 1000, 995, (90, 100), 0.95)
-    assert bounds.leak_upper(5, 3, 1000, 992, (90, 100), 0.95) > base
-    assert bounds.leak_upper(6, 0, 1000, 994, (90, 100), 0.95) > base
-    assert bounds.leak_upper(5, 0, 1000, 995, (80, 100), 0.95) > base
-    assert bounds.leak_upper(5, 0, 1000, 995, (0, 100), 0.95) == 1.0
+    # 90 of 100 found: Wilson's lower end .825634; .174366 ** 2 = .0304, .174366 ** 3 = .0053
+    assert bounds.leak_upper(0, 0, 1000, (90, 100), 0.95) == 2
+    # 5 called: of 5 + L shown, at most 5 called with probability .0296 for L = 4, .0114 for 5
+    tails = [binom.cdf(5, 5 + passed, 0.8256337) for passed in (4, 5)]
+    assert tails[0] > 0.025 > tails[1]
+    assert bounds.leak_upper(5, 0, 995, (90, 100), 0.95) == 4
+    assert bounds.leak_upper(5, 3, 992, (90, 100), 0.95) > 4
+    assert bounds.leak_upper(50, 0, 950, (90, 100), 0.95) > 4
+    assert bounds.leak_upper(5, 0, 995, (70, 100), 0.95) > 4
+    assert bounds.leak_upper(50, 0, 3, (90, 100), 0.95) == 3
+    assert bounds.leak_upper(5, 0, 995, (0, 100), 0.95) == 995
     with pytest.raises(ValueError, match="kept"):
-        bounds.leak_upper(10, 0, 10, 0, (90, 100), 0.95)
+        bounds.leak_upper(10, 0, 0, (90, 100), 0.95)
 
 
-def test_the_bound_covers_planted_leaks():
-    """A true rate of 5 % and a sensitivity of 80 %: what passed is below the bound, 95 in 100."""
+@pytest.mark.parametrize("sensitivity, images", [(0.8, 200), (0.98, 10_000)])
+@pytest.mark.parametrize("leak", [0.0005, 0.05])
+def test_the_bound_covers_planted_leaks(leak, sensitivity, images):
+    """A place is drawn again until it is not called: what passed is below the bound, 95 in 100."""
     rng = np.random.default_rng(0)
-    covered = 0
+    covered, n = 0, 2000
     for _ in range(400):
-        card = (int(rng.binomial(200, 0.8)), 200)
-        true = int(rng.binomial(2000, 0.05))
-        found = int(rng.binomial(true, 0.8))
-        kept = 2000 - found
-        covered += (true - found) / kept <= bounds.leak_upper(found, 0, 2000, kept, card, 0.95)
+        card = (int(rng.binomial(images, sensitivity)), images)
+        called = int(rng.negative_binomial(n, 1 - leak * sensitivity))
+        passed = rng.binomial(n, leak * (1 - sensitivity) / (1 - leak * sensitivity))
+        covered += passed <= bounds.leak_upper(called, 0, n, card, 0.95)
     assert covered >= 380
 
 
@@ -619,25 +622,25 @@ def test_the_least_bound_of_several_detectors_allows_for_the_choice():
     reasons = {"one: bad": 2, "two: bad": 1, "two: not judged": 1}
     out = bounds.leaked(
         [said("one", [95, 100]), said("two", [60, 100]), said("three", None)], reasons,
-        drawn=1000, kept=996, unjudged=screening.UNJUDGED,
+        kept=996, unjudged=screening.UNJUDGED,
     )  # fmt: skip
     (found,) = out
     one, two, three = found["detectors"]
-    assert one["upper"] == bounds.leak_upper(2, 0, 1000, 996, (95, 100), 0.975)
-    assert two["upper"] == bounds.leak_upper(1, 1, 1000, 996, (60, 100), 0.975)
-    assert three["upper"] is None
-    assert found["upper"] == one["upper"] < two["upper"]
+    assert one["at_most"] == bounds.leak_upper(2, 0, 996, (95, 100), 0.975)
+    assert two["at_most"] == bounds.leak_upper(1, 1, 996, (60, 100), 0.975)
+    assert three["at_most"] is None
+    assert found["at_most"] == one["at_most"] < two["at_most"]
 
 
 def test_a_detector_never_measured_bounds_nothing_and_the_card_says_so(student):
     report = make(student, "set", pseudo_random)
-    assert report["leak"][0]["upper"] is None
+    assert report["leak"][0]["at_most"] is None
     text = Path("set/README.md").read_text()
     assert "bad: **no bound**" in text
     measured_too = [detector(pseudo_random, calibration=block())]
     report = make(student, "other", detectors=measured_too)
     k, n = report["reasons"]["judge: bad"], report["drawn"]
-    assert report["leak"][0]["upper"] == bounds.leak_upper(k, 0, n, 30, (90, 100), 0.95)
+    assert report["leak"][0]["at_most"] == bounds.leak_upper(k, 0, 30, (90, 100), 0.95)
     text = Path("other/README.md").read_text()
     assert f"called it in {k} of {n} images drawn" in text
     assert "| right | 15 | 15 |" in text

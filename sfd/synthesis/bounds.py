@@ -3,12 +3,12 @@
 import csv
 import heapq
 import io
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.stats import nbinom
 
 from sfd import content, metrics, noise
 
@@ -20,33 +20,32 @@ ANSWERS |= {"unsure": None, "": None}
 
 
 def leak_upper(
-    called: int, missing: int, drawn: int, kept: int, sensitivity: tuple[int, int], level: float
-) -> float:
-    """Upper end of the share of the kept images that show what a detector looked for.
+    called: int, missing: int, kept: int, sensitivity: tuple[int, int], level: float
+) -> int:
+    """At most so many of the `kept` images show what a detector looked for and did not call.
 
-    Of `drawn` images it called `called`, `missing` were not judged and `kept` were kept, all of
-    them uncalled. With r the upper end of (called + missing) / drawn and s the lower end of its
-    sensitivity (hits, images), at most r / s of the images drawn show it, and at most
-    (1 - s) r / s of them uncalled: (1 - s) r / s * drawn / kept of the kept. Not one false positive
-    is excused. Both ends are of `level`, two-sided, so that together they miss in at most
+    It called `called` images and judged `missing` not, all of them refused. Each image that shows
+    it is called with probability s, so those that passed before one more is called are at most the
+    quantile of a negative binomial with called + missing + 1 successes, s the lower end of the
+    sensitivity (hits, images): the inverted binomial test of how many there were. Not one false
+    positive is excused. Both ends are of `level`, two-sided, so that together they miss in at most
     1 - level. Raises ValueError on impossible counts, or where nothing was kept.
     """
-    if not 0 < kept <= drawn:
-        raise ValueError(f"kept={kept}, drawn={drawn}: a share of the kept needs some")
-    high = metrics.missing_bounds(called, drawn, missing, level)[1]
+    if kept < 1 or min(called, missing) < 0:
+        raise ValueError(f"called={called}, missing={missing}, kept={kept}: counts of some images")
     low = metrics.rate_interval(*sensitivity, level)[0]
-    return min(1.0, (1 - low) * high / low * drawn / kept) if low else 1.0
+    passed = nbinom.ppf((1 + level) / 2, called + missing + 1, low) if low else kept
+    return min(kept, int(passed))
 
 
 def leaked(
     detectors: Sequence[Mapping[str, Any]],
     reasons: Mapping[str, int],
     *,
-    drawn: int,
     kept: int,
     unjudged: str,
 ) -> list[dict[str, Any]]:
-    """For each label looked for, what every detector of it found, and the least upper end.
+    """For each label looked for, what every detector of it found, and the least upper end (images).
 
     `detectors` as `screening.described` gives them, `reasons` counts the refused by reason. An
     image that passed all of them passed each, so the best bound holds; each is of a level that
@@ -61,14 +60,14 @@ def leaked(
             called = reasons.get(f"{d['name']}: {label}", 0)
             missing = reasons.get(f"{d['name']}: {unjudged}", 0)
             row = {"detector": d["name"], "called": called, "not_judged": missing}
-            row |= {"sensitivity": d["sensitivity"].get(label), "upper": None}
+            row |= {"sensitivity": d["sensitivity"].get(label), "at_most": None}
             if row["sensitivity"] and kept:
                 level = 1 - (1 - LEVEL) / measured
                 sure = tuple(row["sensitivity"])
-                row["upper"] = leak_upper(called, missing, drawn, kept, sure, level)
+                row["at_most"] = leak_upper(called, missing, kept, sure, level)
             rows.append(row)
-        uppers = [row["upper"] for row in rows if row["upper"] is not None]
-        out.append({"label": label, "detectors": rows, "upper": min(uppers, default=None)})
+        uppers = [row["at_most"] for row in rows if row["at_most"] is not None]
+        out.append({"label": label, "detectors": rows, "at_most": min(uppers, default=None)})
     return out
 
 
@@ -137,8 +136,3 @@ def reviewed(answers: Mapping[str, bool | None], sample: Sequence[str]) -> dict[
     missing = sum(answer is None for answer in answers.values())
     low, high = metrics.missing_bounds(found, len(answers), missing)
     return {"found": found, "n": len(answers), "not_looked_at": missing, "ci95": [low, high]}
-
-
-def images_of(share: float, kept: int) -> int:
-    """How many images a share of the kept is, rounded up."""
-    return math.ceil(share * kept)

@@ -1,10 +1,9 @@
 """The dataset's card: what it is, what was refused, and what may have leaked."""
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
-
-from sfd.synthesis import bounds
 
 ROWS = 100
 """Conditions up to which the card has a table of them."""
@@ -79,50 +78,50 @@ def _leaked(report: Mapping[str, Any]) -> str:
                 else ""
             )
             + f": between {_percent(low)} and {_percent(high)} of the dataset, up to"
-            f" {bounds.images_of(high, kept):,} images (95 %). This trusts no detector."
+            f" {math.ceil(high * kept):,} images (95 %). This trusts no detector."
         )
     for found in report["leak"]:
-        if found["upper"] is None:
+        if found["at_most"] is None:
             lines.append(
                 f"- {found['label']}: **no bound**. No detector's sensitivity for it was ever"
                 " measured (`sfd calibrate`), so nothing is known of what they missed."
             )
             continue
         lines.append(
-            f"- {found['label']}: at most **{_percent(found['upper'])}** of the kept images are to"
-            f" be expected, {bounds.images_of(found['upper'], kept):,} (95 %):"
+            f"- {found['label']}: at most **{found['at_most']:,} of the kept images**,"
+            f" {_percent(found['at_most'] / kept)} (95 %):"
         )
-        lines += [f"  - {_detector(row, report['drawn'])}" for row in found["detectors"]]
+        lines += [f"  - {_detector(row, report['drawn'], kept)}" for row in found["detectors"]]
     searched = {found["label"] for found in report["leak"]}
     lines += [
         f"- {label}: **no bound**. No detector looked for a label of that name."
         for label in report["student"]["concepts"].values()
         if label not in searched
     ]
-    if any(found["upper"] is not None for found in report["leak"]):
+    if any(found["at_most"] is not None for found in report["leak"]):
         lines += [
             "",
-            "A bound from a detector takes it to err on these images as on those of its card. It is"
-            " (1 - s) r / s x drawn / kept: r the upper end of the share it called, s the lower end"
-            " of its sensitivity, and no false positive excused. What one detector alone calls is a"
-            " sign that these images are harder than its card's: only a review settles that.",
+            "A bound from a detector takes it to err on these images as on those of its card: it is"
+            " how many can pass before it calls one more, each called with the lower end of its"
+            " sensitivity, and no false positive excused. What one detector alone calls is a sign"
+            " that these images are harder than its card's: only a review settles that.",
         ]
     if not review:
         lines += ["", "Nobody has reviewed a sample of it (`sfd synthesize --review`)."]
     return "\n".join(lines)
 
 
-def _detector(row: Mapping[str, Any], drawn: int) -> str:
+def _detector(row: Mapping[str, Any], drawn: int, kept: int) -> str:
     said = (
         f"`{row['detector']}` called it in {row['called']:,} of {drawn:,} images drawn"
         f" ({row['not_judged']:,} not judged)"
     )
-    if row["upper"] is None:
+    if row["at_most"] is None:
         return f"{said}; its sensitivity was never measured"
     hits, looked = row["sensitivity"]
     return (
         f"{said} and found {hits:,} of {looked:,} real ones when it was measured: at most"
-        f" {_percent(row['upper'])}"
+        f" {row['at_most']:,} ({_percent(row['at_most'] / kept)})"
     )
 
 

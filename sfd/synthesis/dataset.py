@@ -110,10 +110,9 @@ def synthesize(
         "signer": credentials.subject if credentials else None,
         **_counts(layout, asked),
     }
-    never = report["reasons"].get(screening.NOT_MADE.reasons[0], 0)
     report["leak"] = bounds.leaked(
-        [screening.described(d) for d in detectors], report["reasons"],
-        drawn=report["drawn"] - never, kept=report["kept"], unjudged=screening.UNJUDGED,
+        [screening.described(d) for d in detectors], report["reasons"], kept=report["kept"],
+        unjudged=screening.UNJUDGED,
     )  # fmt: skip
     return conclude(out, report)
 
