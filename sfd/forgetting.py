@@ -92,7 +92,10 @@ Target = Callable[[Tensor, Tensor, Batch, Tensor], Tensor]
 def none(teacher: Teacher, concepts: Sequence[AnyConcept]) -> Rule:
     """Plain distillation: the teacher at the row's own condition. Raises if there are concepts."""
     if concepts:
-        raise ValueError("forgetting rule 'none' forgets nothing: remove `concepts`")
+        raise ValueError(
+            "forgetting rule 'none' forgets nothing: give another, such as `forgetting: {rule:"
+            " override, share: 0.25}`, or remove `concepts`"
+        )
     return Rule(target=_at_target_condition(teacher), reads_fake=False)
 
 

@@ -87,8 +87,9 @@ def prepare(name: str, recipe: Recipe, device: torch.device, teacher: Teacher | 
     rule = _built(build_rule, f"forgetting.options ({plan.rule})", plan.options, target, found)
     if plan.rule not in forgetting.RULES:
         rule = forgetting.own(rule, plan.rule)
-    if found and not plan.share:
-        raise ValueError("forgetting.share is 0, so no image would ever forget: raise it")
+    if found and int(plan.share * recipe.train.images) < 1:
+        raise ValueError(f"forgetting.share is {plan.share:g}, so not one of"
+                         f" {recipe.train.images} images would forget: raise it")  # fmt: skip
     phases = phases_of(recipe, teacher.sigma_init, teacher.sigma_range)
     images = recipe.train.images
     late = next((p for p in phases if p.after >= images), None)

@@ -93,9 +93,14 @@ class Phase:
 
 
 def check_phases(phases: Sequence[Phase]) -> None:
-    """Raises ValueError on none, or a gradient that waits for a phase that is not there."""
+    """Raises ValueError on none, two of one name, or a gradient that waits for a phase that is not
+    there."""
     if not phases:
         raise ValueError("returned no sfd.Phase, so nothing would learn")
+    names = [phase.name for phase in phases]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(f"two phases are called {twice!r}: they would share their random numbers")
     for i, phase in enumerate(phases):
         if not any(p.steps and p.learns == phase.learns for p in phases[i:]):
             raise ValueError(
@@ -232,7 +237,8 @@ def sid(
     `alpha` weighs the squared score difference. `through_networks` false stops the gradient at
     both networks' outputs, which leaves DMD's gradient. `reuse` trains the fake score on the very
     samples of the student's update, which saves one evaluation in eleven. The student learns in
-    one batch of `fake_updates`, the fake score in each (arXiv 2405.14867, section 4.2). `pairs`
+    one batch of `fake_updates`, the fake score in each (arXiv 2405.14867, section 4.2); above 1
+    these are other images, and nothing is reused. `pairs`
     adds `regression`'s loss to the student's, in each batch, with its options, a `weight`, and for
     how many images the student learns from them `alone` before; in the last tenth of these the
     fake score joins.
@@ -360,6 +366,9 @@ def _with_pairs(
     fixed = ("sigma_init", "sigma_range")
     options = content.options_of(regression, asked, "pairs", taken=fixed)
     (phase,) = regression(sigma_init=sigma_init, sigma_range=sigma_range, **options)
+    if phase.beta1 and not (alone and student.every == 1):
+        raise ValueError("pairs.beta1 is Adam's where the student learns from the pairs alone:"
+                         " it needs `alone`, and fake_updates of 1")  # fmt: skip
     return (
         replace(phase, name="pairs", steps=False),
         replace(student, after=alone),

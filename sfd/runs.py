@@ -50,6 +50,7 @@ def train_job(
             return
     start = _start_folder(job, device=device, say=say, progress=progress)
     student, fake = _networks(job)
+    begun = None if start is None else {"student": content.sha256(start / "student.safetensors")}
     if start is not None:
         if start.resolve() == folder.resolve():
             raise ValueError(f"start: {folder} is where this run is to go: give it out=FOLDER")
@@ -61,6 +62,7 @@ def train_job(
     numbers, plan = job.recipe.train, job.recipe.forgetting
     whole = _whole(job)
     card = _card(job)  # of the code as it is now, whatever is edited while it trains
+    card |= {"start": begun} if begun else {}
     watch = Watch(
         job.teacher, job.concepts, job.retained, job.suite, numbers.watch, folder, str(device)
     )
@@ -87,7 +89,7 @@ def train_job(
         ema_images=numbers.ema_images,
         seed=numbers.seed,
         folder=folder,
-        identity=_identity(job),
+        identity=_identity(job) | ({"start": begun} if begun else {}),
         tick=numbers.tick,
         checkpoint=numbers.checkpoint,
         snapshots=[max(numbers.batch, round(share * numbers.images)) for share in LOOKS],
@@ -97,6 +99,7 @@ def train_job(
     )
     if state.world()[0] == 0:
         files = {"teacher": job.teacher.sha256, "recipe": job.sha256}
+        files |= {"start": begun["student"]} if begun else {}
         record = provenance.collect(str(device), seed=numbers.seed, sha256=files)
         content.write_json(folder / "provenance.json", record)
         checkpoints.write_model(student_file, lora.merged(average), card, half=False)
@@ -112,6 +115,8 @@ def _networks(job: Job) -> tuple[nn.Module, nn.Module]:
     if plan.lora is None:
         fake = job.teacher.make_student()
         student = _fresh(job) if plan.init else job.teacher.make_student()
+        for module in (student, fake) if plan.checkpointing else ():
+            teachers.checkpoint_activations(module)
         return student.requires_grad_(True), fake.requires_grad_(True)
     options = plan.lora.model_dump()
     student, fake = (
@@ -196,11 +201,30 @@ def _claim_folder(job: Job, folder: Path, force: bool) -> None:
                 " the recipe names was changed; give this one out=FOLDER, or start over with"
                 " --force"
             )
+        _check_start(job, card, folder)
     if stored.exists() and trained and configs.sha256(configs.load(str(stored))) != job.sha256:
         raise another
     if state.world()[0] == 0:
         text = content.dump_yaml(configs.plain(job.recipe))
         content.write_atomic(stored, text)
+
+
+def _check_start(job: Job, card: Mapping[str, Any], folder: Path) -> None:
+    """Raises ValueError if what a finished run started from has been trained anew since."""
+    start, begun = job.recipe.start, card.get("start")
+    if not start or not begun:
+        return
+    there = _folder_of_start(start) / "student.safetensors"
+    if there.is_file() and content.sha256(there) != begun["student"]:
+        raise ValueError(
+            f"{folder}: started from another student than {there} is now; give this one"
+            " out=FOLDER, or start over with --force"
+        )
+
+
+def _folder_of_start(start: str) -> Path:
+    folder = Path(start).expanduser()
+    return folder if folder.is_dir() else configs.folder_of(start, configs.load(start))
 
 
 def _is_stored(recipe: Path) -> bool:
@@ -244,6 +268,11 @@ def _load_start(job: Job, folder: Path, student: nn.Module, fake: nn.Module) -> 
         raise ValueError(
             f"start: {folder} was distilled from another teacher than {job.name} names"
         )
+    before = configs.load(str(folder / "recipe.yaml")).train.lora
+    if before != job.recipe.train.lora:
+        said = "without train.lora" if before is None else f"with train.lora {before.model_dump()}"
+        raise ValueError(f"start: {folder} was trained {said}, and {job.name} is not: make the two"
+                         " alike")  # fmt: skip
     path = folder / "state" / "state.safetensors"
     if not path.is_file():
         raise ValueError(

@@ -99,14 +99,26 @@ def own_rows(start: int, count: int) -> range:
 
 
 def add_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Add every parameter's gradient over all processes (losses are already divided by B)."""
+    """Add every parameter's gradient over all processes (losses are already divided by B).
+
+    One that has a gradient in any process has it in all.
+    """
     if world()[1] == 1:
         return
-    grads = [p.grad for p in parameters if p.grad is not None]
-    flat = torch.cat([g.flatten() for g in grads])
+    learned = list(parameters)
+    there = torch.tensor([p.grad is not None for p in learned], device=learned[0].device).float()
+    dist.all_reduce(there)
+    moved = [p for p, count in zip(learned, there.tolist(), strict=True) if count]
+    if not moved:
+        return
+    flat = torch.cat([_gradient(p).flatten() for p in moved])
     dist.all_reduce(flat)
-    for grad, part in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
-        grad.copy_(part.reshape(grad.shape))
+    for p, part in zip(moved, flat.split([p.numel() for p in moved]), strict=True):
+        p.grad = part.reshape(p.shape).to(p.dtype)
+
+
+def _gradient(parameter: nn.Parameter) -> Tensor:
+    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
 
 
 def add_stats(stats: Stats, device: torch.device) -> Stats:
@@ -116,6 +128,25 @@ def add_stats(stats: Stats, device: torch.device) -> Stats:
     flat = torch.tensor([list(pair) for pair in stats.values()], dtype=torch.float64, device=device)
     dist.all_reduce(flat)
     return dict(zip(stats, ((a, b) for a, b in flat.tolist()), strict=True))
+
+
+def check_alike(run: "Run", device: torch.device) -> None:
+    """Raises ValueError unless every process goes on from the same image with the same weights."""
+    if world()[1] == 1:
+        return
+    sums = [float(p.double().abs().sum()) for m in run.modules.values() for p in m.parameters()]
+    own = torch.tensor([run.nimg, math.fsum(sums)], dtype=torch.float64, device=device)
+    least, most = own.clone(), own.clone()
+    dist.all_reduce(least, dist.ReduceOp.MIN)
+    dist.all_reduce(most, dist.ReduceOp.MAX)
+    if least[0] != most[0]:
+        raise ValueError(
+            f"processes resume at images {int(least[0])} and {int(most[0])}: give all of them one"
+            " folder"
+        )
+    if not torch.equal(least, most):
+        raise ValueError("processes start from different weights: a teacher's make_student draws"
+                         " them at random, or a file differs between machines")  # fmt: skip
 
 
 # --- averages and schedules ----------------------------------------------------------------------
@@ -204,6 +235,9 @@ def restore(run: Run, folder: Path, identity: Mapping[str, Any]) -> bool:
     Raises ValueError if it belongs to another recipe or does not fit.
     """
     path = folder / "state.safetensors"
+    if world()[0] == 0:
+        for torn in folder.glob(f".{path.name}.*.tmp"):  # of a process killed as it wrote
+            torn.unlink(missing_ok=True)
     if not path.exists():
         return False
     tensors, meta = checkpoints.read_tensors(path)
@@ -235,7 +269,8 @@ def restore(run: Run, folder: Path, identity: Mapping[str, Any]) -> bool:
 def signals() -> Iterator[list[int]]:
     """Collects SIGINT and SIGTERM instead of dying of them; a second SIGINT is not held back.
 
-    In a thread other than the main one Python takes no signals, and none are collected.
+    One that came too late for whoever collects them is sent again at the end. In a thread other
+    than the main one Python takes no signals, and none are collected.
     """
     caught: list[int] = []
     if threading.current_thread() is not threading.main_thread():
@@ -253,6 +288,8 @@ def signals() -> Iterator[list[int]]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+    if caught:
+        signal.raise_signal(caught[0])
 
 
 def loop(
@@ -291,11 +328,8 @@ def loop(
     with signals() as caught, devices.threads_for(run.modules.values(), device):
         while run.nimg < total:
             started = time.perf_counter()
-            try:
-                stats = add_stats(step(run.nimg), device)
-                bad = [name for name, (value, _) in stats.items() if not math.isfinite(value)]
-            except NotFinite:
-                stats, bad = {}, ["what a rule looks at"]
+            stats = add_stats(step(run.nimg), device)
+            bad = [name for name, (value, _) in stats.items() if not math.isfinite(value)]
             if bad:
                 kept = (
                     "its last checkpoint is kept"
@@ -304,7 +338,8 @@ def loop(
                 )
                 raise Stopped(
                     f"{', '.join(bad)} is not finite at image {run.nimg} (step"
-                    f" {run.nimg // batch}); {kept}; lower the learning rate",
+                    f" {run.nimg // batch}); {kept}; resumed as it is it comes here again: lower"
+                    " the learning rate, in another folder (out=FOLDER) or over this one (--force)",
                     5,
                 )
             run.seconds += time.perf_counter() - started
@@ -333,6 +368,7 @@ def loop(
             if chief and (stop or done or crossed(checkpoint)):
                 save(run, state, identity)
             if stop and not done:
+                barrier()  # a launcher that sees one process gone gives the others seconds
                 name = signal.Signals(stop).name
                 raise Stopped(
                     f"{name}: stopped at image {run.nimg} of {total}, state saved; the same"

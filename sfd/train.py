@@ -62,6 +62,7 @@ def train(
     """
     if batch % accumulate:
         raise ValueError(f"a batch of {batch} cannot be accumulated in {accumulate} equal parts")
+    state.own_rows(0, batch)  # raises now if the processes cannot share it
     student, fake = student.to(device).eval(), fake.to(device).eval()
     networks = {"student": student, "fake": fake}
     own = {name: [p for p in net.parameters() if p.requires_grad] for name, net in networks.items()}
@@ -76,8 +77,10 @@ def train(
         for name, k in (("student", guidance_fake), ("fake", guidance_train))
     }
     masks = masks_of(rule, student)
+    student.zero_grad(set_to_none=True)  # what a mask was found by is no part of the first step
     run = state.Run({**networks, "ema": average}, dict(optimizers))
     state.restore(run, folder / "state", identity)
+    state.check_alike(run, device)
 
     def draw_batch(numbers: np.ndarray) -> Batch:
         return forgetting.draw_batch(
@@ -96,7 +99,9 @@ def train(
 
     def step(nimg: int) -> state.Stats:
         rows = state.own_rows(nimg, batch)
-        parts = np.array_split(np.arange(rows.start, rows.stop), accumulate)
+        # parts are of one size however many processes share the batch: it is what memory allows
+        size = batch // accumulate
+        parts = [np.arange(i, min(i + size, rows.stop)) for i in rows[::size]]
         batches: dict[tuple[int, int | None], list[tuple[np.ndarray, Batch, Memo]]] = {}
         factor = state.learning_rate(nimg, total, warmup=warmup, decay_from=decay_from)
         stats: state.Stats = {}
@@ -196,20 +201,24 @@ def call(
     cond_student = teacher.encode(batch.student)
     cond_fake = teacher.encode(batch.fake)
     seen: dict[str, Tensor] = {}
+    fakes: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def student(x: Tensor, sigma: Tensor) -> Tensor:
         seen["x_g"] = networks["student"](x, sigma, cond_student)
         return seen["x_g"]
 
     def fake(x: Tensor, sigma: Tensor) -> Tensor:
-        seen["fake_x0"] = networks["fake"](x, sigma, cond_fake)
-        return seen["fake_x0"]
+        x0 = networks["fake"](x, sigma, cond_fake)
+        fakes.append((x, sigma, x0))
+        return x0
 
     def target(x: Tensor, sigma: Tensor) -> Tensor:
-        known = seen.pop("fake_x0", None)  # at this x, if it was asked just before
-        if known is None and rule.reads_fake:
-            known = networks["fake"](x, sigma, cond_fake)
-        x0 = rule.target(x, sigma, batch, x if known is None else known)
+        known = x
+        if rule.reads_fake:  # it may have been asked the very same just before
+            same = (x0 for at, s, x0 in fakes if at is x and s is sigma)
+            known = next(same, None)
+            known = networks["fake"](x, sigma, cond_fake) if known is None else known
+        x0 = _or_nan(lambda: rule.target(x, sigma, batch, known), x)
         return _checked(x0, x.shape, x.dtype, "the rule's target")
 
     offered = {"student": student, "fake": fake, "target": target, "draw": draw, "memo": memo,
@@ -225,11 +234,21 @@ def call(
         if "x_g" not in seen:
             raise ValueError(f"phase {phase.name}: its loss never asks the student, which the"
                              " rule's penalty is on")  # fmt: skip
-        extra = rule.penalty(networks["student"], seen["x_g"], batch)
+        penalty, x_g = rule.penalty, seen["x_g"]
+        extra = _or_nan(lambda: penalty(networks["student"], x_g, batch), losses)
         losses = losses + _checked(extra, rows, losses.dtype, "the rule's penalty")
     if not losses.requires_grad:
         raise ValueError(f"phase {phase.name}: its loss has no gradient")
     return losses, logs
+
+
+def _or_nan(hook: Callable[[], Tensor], like: Tensor) -> Tensor:
+    """What a rule gives, or NaN where it looked at what is not finite: the loop stops at the loss,
+    in all processes alike, while an error would stop this one and leave the others waiting."""
+    try:
+        return hook()
+    except teachers.NotFinite:
+        return like * torch.nan
 
 
 def _losses_and_logs(found: Any, phase: Phase) -> tuple[Any, Logs]:

@@ -374,6 +374,8 @@ def test_pairs_alone_have_their_own_beta1(tmp_path):
         ("regression", {"solver": "huen"}, "no solver called 'huen'; did you mean 'heun'?"),
         ("sid", {"pairs": {"steps": 0}}, "steps=0"),
         ("sid", {"pairs": 4000}, "pairs=4000: give options"),
+        ("sid", {"pairs": {"beta1": 0.9}}, "pairs.beta1 is Adam's where"),
+        ("sid", {"pairs": {"beta1": 0.9, "alone": 64}, "fake_updates": 5}, "fake_updates of 1"),
         ("sid", {"pairs": {"alone": -1}}, "pairs.alone=-1: give a whole number"),
         ("sid", {"pairs": {"wieght": 1.0}}, "unknown key 'wieght'; did you mean 'weight'"),
         ("sid", {"pairs": {"sigma_range": (1.0, 2.0)}}, "unknown key 'sigma_range'"),

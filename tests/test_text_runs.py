@@ -152,6 +152,15 @@ def test_a_second_stage_starts_from_the_first(place, mode):
     assert job.recipe.start and checkpoints.read_json(folder / "provenance.json")
 
 
+def test_a_second_stage_has_the_adapters_of_the_first(place):
+    plain = ("concepts=[]", "forgetting={rule: none, share: 0.0}")
+    train(place, "alpha-first", *plain, LORA)
+    start = f"start={place / 'alpha-first'}"
+    for other in ((), (LORA.replace("alpha: ", "alpha: 1"),)):
+        with pytest.raises(ValueError, match=r"alpha-first was trained with train\.lora \{'rank'"):
+            train(place, f"alpha-second{len(other)}", start, *other)
+
+
 def test_a_module_that_is_not_there_cannot_be_adapted(place):
     with pytest.raises(ValueError, match=r"train\.lora: "):
         train(place, "bad", "train.lora={rank: 2, alpha: 1.0, targets: [nowhere]}")

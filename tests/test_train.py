@@ -1,6 +1,7 @@
 """Trajectories: resumed equals uninterrupted, parts equal the whole, processes equal one."""
 
 import json
+import math
 import os
 import re
 import shutil
@@ -10,11 +11,24 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
 
-from sfd import checkpoints, configs, content, jobs, runs, state, teachers, verbs
+from sfd import (
+    checkpoints,
+    configs,
+    content,
+    forgetting,
+    jobs,
+    objectives,
+    runs,
+    state,
+    teachers,
+    verbs,
+)
+from sfd import train as training
 from sfd.report.charts import charts
 
 CPU = torch.device("cpu")
@@ -115,10 +129,12 @@ def test_accumulated_parts_equal_the_whole_batch():
 
 
 def test_two_processes_follow_one():
-    one = train("one")
+    one = train("one", "train.images=1280")
     command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes=2"]
     command += ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
     command += ["-m", "sfd", "train", "smoke", *SHORT, "out=two", "--device", "cpu"]
+    # more parts than a process has rows of a batch
+    command += ["train.images=1280", "train.accumulate=128"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=250, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert_near(one, weights("two"), 2e-4)
@@ -170,15 +186,60 @@ def test_a_sheet_that_is_not_finite_costs_no_run():
     assert run.nimg == 8 and Path("run/state/state.safetensors").exists()
 
 
-def test_a_rule_that_sees_what_is_not_finite_stops_as_a_loss_does():
-    def step(nimg: int) -> state.Stats:
-        if nimg:
-            teachers.to_uint8(torch.full((1, 1, 2, 2), float("nan")))
-        return {"loss": (1.0, 1.0)}
+@pytest.mark.parametrize("hook", ["target", "penalty"])
+def test_what_a_rule_sees_that_is_not_finite_is_a_loss_that_is_not(hook):
+    """An error in one process would leave the others waiting: a loss they all share."""
+    teacher = teachers.load(name="mixture", device=CPU)
+    hooks = {"target": lambda x, sigma, batch, fake_x0: x}
 
-    with pytest.raises(state.Stopped, match="is not finite at image 4 .*checkpoint is kept") as e:
-        looped("run", step, None)
-    assert e.value.code == 5
+    def blind(*given):
+        teachers.to_uint8(torch.full((1, 1, 2, 2), float("nan")))
+
+    rule = forgetting.Rule(**hooks | {hook: blind}, reads_fake=False)
+    phase = objectives.TABLE["sid"].phases(sigma_init=2.5)[0]
+    nets = {name: teacher.make_student().requires_grad_(True) for name in ("student", "fake")}
+    numbers = np.arange(4)
+    batch = forgetting.draw_batch(
+        numbers, seed=0, shape=teacher.shape, retained=[0, 1], concepts=[], share=0.0,
+        weight_student=1.0, weight_fake=1.0, device=CPU,
+    )  # fmt: skip
+    draw = training.draw_for(0, phase.name, numbers, teacher.shape, CPU)
+    losses, _ = training.call(phase, teacher, rule, nets, batch, draw, {}, {})
+    assert losses.isnan().all()
+    losses.sum().backward()
+    assert not math.isfinite(state.gradient_norm(nets["student"].parameters()))
+
+
+def test_a_signal_that_comes_too_late_for_the_loop_is_sent_again():
+    heard = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+    try:
+        with state.signals() as caught:
+            signal.raise_signal(signal.SIGTERM)
+            assert caught == [signal.SIGTERM] and not heard
+        assert heard == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_what_a_killed_process_left_half_written_is_removed():
+    train("run", "train.images=1600")
+    torn = Path("run/state/.state.safetensors.99999.tmp")
+    torn.write_bytes(b"half")
+    Path("run/student.safetensors").unlink()
+    train("run", "train.images=1600")
+    assert not torn.exists()
+
+
+def test_a_run_whose_start_was_trained_anew_is_not_taken_for_finished():
+    plain = ("concepts=[]", "forgetting={rule: none, share: 0}")
+    train("first", *plain)
+    train("second", "start=first", "train.images=128")
+    assert "start" in Path("second/provenance.json").read_text()
+    train("second", "start=first", "train.images=128")  # finished
+    train("first", *plain, "train.seed=1", force=True)
+    with pytest.raises(ValueError, match="started from another student than first"):
+        train("second", "start=first", "train.images=128")
 
 
 def test_two_stage_starts_from_student_and_fake_and_keeps_the_teacher_as_target(monkeypatch):
@@ -440,6 +501,7 @@ o_weight = objective(flat, weight="foo")
 o_none = lambda *, sigma_init: None
 o_one = lambda *, sigma_init: objectives.sid(sigma_init=sigma_init)[0]
 o_empty = lambda *, sigma_init: ()
+o_twice = lambda *, sigma_init: 2 * (sfd.Phase("a", ("student",), flat, "student"),)
 o_stuck = lambda *, sigma_init: (sfd.Phase("a", ("student",), flat, "student", steps=False),)
 o_nobody = lambda: ()
 def o_value(*, sigma_init):
@@ -456,6 +518,15 @@ def t_other(*, device):
     options = {**made.spec["options"], "width": 32}
     return mixture(device, spec={**made.spec, "options": options})
 t_decode = lambda *, device: mixture(device, decode=lambda x0: x0.numpy())
+def t_shifted(*, device):
+    made = mixture(device)
+    return mixture(device, encode=lambda raw: made.encode(raw).roll(1, 1))
+def t_nothing(*, device):
+    made = mixture(device)
+    return mixture(device, encode=lambda raw: made.encode([int(label) for label in raw]))
+def t_one(*, device):
+    only = mixture(device).make_student()
+    return mixture(device, make_student=lambda: only)
 t_words = lambda *, device: mixture(device, labels=(), encode=lambda raw: torch.zeros(len(raw), 4))
 """
 
@@ -486,6 +557,7 @@ t_words = lambda *, device: mixture(device, labels=(), encode=lambda raw: torch.
         ("o_one", "own.py:o_one: returned Phase, not a tuple of sfd.Phase"),
         ("o_empty", "own.py:o_empty: returned no sfd.Phase"),
         ("o_stuck", "own.py:o_stuck: phase a: steps=False, and no later one of its networks"),
+        ("o_twice", "own.py:o_twice: two phases are called 'a'"),
         ("o_nobody", "unexpected keyword argument 'sigma_init'"),
         ("o_value", "own.py:o_value: invalid literal for int()"),
         ("t_none", "own.py:t_none: returned NoneType, not sfd.Teacher"),
@@ -493,6 +565,9 @@ t_words = lambda *, device: mixture(device, labels=(), encode=lambda raw: torch.
         ("t_bare", "own.py:t_bare: spec is empty"),
         ("t_other", "own.py:t_other: spec builds another network than make_student"),
         ("t_decode", "own.py:t_decode: decode: students of classes are read back without it"),
+        ("t_shifted", "own.py:t_shifted: encode: students of classes are read back with one-hot"),
+        ("t_nothing", "own.py:t_nothing: TypeError"),
+        ("t_one", "own.py:t_one: make_student gives a network that shares weights"),
         ("t_words", "own.py:t_words: a teacher asked in prompts is a folder of diffusers"),
     ],
 )

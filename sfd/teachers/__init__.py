@@ -166,7 +166,13 @@ def _check(teacher: Teacher) -> None:
         raise ValueError(f"returned {type(teacher).__name__}, not sfd.Teacher")
     x = torch.zeros(2, *teacher.shape)
     cond = teacher.encode([0, len(teacher.labels) - 1] if teacher.labels else ["a", None])
+    teacher.encode([None])  # asked for guidance and for labels never taught
     x, sigma = x.to(cond.device).requires_grad_(), torch.tensor([0.5, 5.0], device=cond.device)
+    networks = (teacher.denoiser, teacher.make_student(), teacher.make_student())
+    held = [{p.data_ptr() for p in network.parameters()} for network in networks]
+    if held[0] & held[1] or held[1] & held[2]:
+        raise ValueError("make_student gives a network that shares weights with the teacher or with"
+                         " the last one given: give a copy each time")  # fmt: skip
     for role, denoiser in (("teacher", teacher.denoiser), ("student", teacher.make_student())):
         x0 = denoiser(x, sigma, cond)
         if x0.shape != x.shape or x0.dtype != torch.float32:
@@ -195,6 +201,13 @@ def check_released(teacher: Teacher, where: str) -> None:
         if teacher.decode is not to_uint8:
             raise ValueError("decode: students of classes are read back without it; let the"
                              " denoiser's x0 be images in [-1, 1]")  # fmt: skip
+        k = len(teacher.labels)
+        wanted = [*range(k), None, *([(0, k - 1)] if k > 1 else [])]
+        read = one_hot(wanted, k, torch.device("cpu"), teacher.without)
+        if not torch.equal(teacher.encode(wanted).float().cpu(), read):
+            raise ValueError("encode: students of classes are read back with one-hot conditions"
+                             " (None all zeros, a tuple of labels all of its ones); let encode"
+                             " give these, and map them in the denoiser")  # fmt: skip
         if not teacher.spec:
             raise ValueError("spec is empty: a student could not be read back from its file")
         student = teacher.make_student().state_dict()
