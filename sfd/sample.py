@@ -141,11 +141,21 @@ class Student:
         return self.card["labels"]
 
 
+def student_file(path: Path) -> Path:
+    """A student's file, or that in its run folder. Raises ValueError if it is not there."""
+    file = path / "student.safetensors" if path.is_dir() else path
+    if file.is_file():
+        return file
+    if not path.is_dir():
+        raise ValueError(f"{path}: no such file or folder")
+    if (path / "recipe.yaml").is_file():
+        raise ValueError(f"{path}: is not finished, no student is in it yet; run its recipe again")
+    raise ValueError(f"{path}: holds no run (no student.safetensors)")
+
+
 def load(path: str | Path, device: str = "cpu", batch: int = 250) -> Student:
     """A student from its file or its run folder. Raises ValueError if it is not one."""
-    path = Path(path)
-    if path.is_dir():
-        path = path / "student.safetensors"
+    path = student_file(Path(path))
     denoiser, card = teachers.read_file(path)
     if card.get("role") != "student":
         raise ValueError(f"{path}: holds a {card.get('role')}, not a student")

@@ -319,7 +319,7 @@ def test_numbers_said_twice():
     )
     said = refused_here("synthesize", "r", "o", "seed=1", "--seed", "0")
     assert "seed: 0 and 1 are both given" in said
-    assert "no such weights" in refused_here("synthesize", "r", "o", "n=10", "--n", "10")
+    assert "no such file or folder" in refused_here("synthesize", "r", "o", "n=10", "--n", "10")
     huge = CliRunner().invoke(cli.app, ["sample", "r", "o", "--seed", "99999999999999999999"])
     assert huge.exit_code == 2
 

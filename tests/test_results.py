@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from sfd import verbs
+
 ROOT = Path(__file__).parents[1]
 TABLE = runpy.run_path(str(ROOT / "eval/benchmarks/table.py"))
 
@@ -26,3 +28,19 @@ def test_links_lead_somewhere(path):
         if part:
             heads = re.findall(r"(?m)^#+ (.*)$", there.read_text())
             assert part in [head.lower().replace(" ", "-") for head in heads], part
+
+
+def test_the_readmes_files_are_well_formed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```yaml\n# ([\w./-]+)\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    lists = {"mine.yaml": "templates: ['a {c} sneaker']\nc: [red, blue]\n",
+             "mine-audit.yaml": "templates: ['the sneaker is {c}']\nc: [red, blue]\n",
+             "neighbours.txt": "a blue bag\n"}  # fmt: skip
+    for name, text in [*blocks, *((f"concepts/prompts/{n}", text) for n, text in lists.items())]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    names = [name for name, _ in blocks]
+    assert {"my-run.yaml", "my-text-run.yaml", "concepts/my-cat.yaml"} < set(names)
+    checked, wrong, notes = verbs.validate(names)
+    assert (checked, wrong) == (len(names), [])
+    assert any("my-cat" in note and "judge" in note for note in notes)  # it is to be trained

@@ -7,8 +7,8 @@ import typer
 
 from sfd.cli.terminal import (
     AsJson,
+    AuditOut,
     Device,
-    Out,
     conclude,
     progress_bars,
     say,
@@ -62,7 +62,7 @@ def audit(
     plan: Annotated[
         str | None, typer.Option(help="How many samples this suite or recipe needs; draws none.")
     ] = None,
-    out: Out = None,
+    out: AuditOut = None,
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
@@ -91,7 +91,7 @@ def audit(
         rows = verbs.plan_audit(plan)
         say(json.dumps(rows, indent=1) if as_json else "\n".join(planning.lines(rows)))
         return
-    names = concepts.split(",") if concepts else []
+    names = [name.strip() for name in concepts.split(",")] if concepts else []
     if asks:
         for condition, n in verbs.asked_of(asks, names).items():
             say(json.dumps({"condition": condition, "n": n}, ensure_ascii=False))

@@ -14,6 +14,9 @@ MAX_SEED = 2**62
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")]
 Force = Annotated[bool, typer.Option("--force", help="Start over, whatever is there.")]
 Out = Annotated[str | None, typer.Option("--out", help="Folder (default runs/NAME).")]
+AuditOut = Annotated[
+    str | None, typer.Option("--out", help="Folder (default: the run's own, or SUBJECT-audit).")
+]
 Device = Annotated[str | None, typer.Option(help="cuda or cpu (default: cuda if there is one).")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved recipe and stop.")]
 AsJson = Annotated[bool, typer.Option("--json", help="For a program to read.")]

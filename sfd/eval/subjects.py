@@ -60,7 +60,7 @@ def concepts_of(card: dict[str, Any]) -> list[AnyConcept]:
 def of_student(path: Path, device: str, concepts: Sequence[AnyConcept] | None = None) -> Subject:
     """A student's file or run folder. `concepts` replaces those that its card names."""
     student = sample.load(path, device)
-    file = path / "student.safetensors" if path.is_dir() else path
+    file = sample.student_file(path)
     return Subject(
         path=str(path),
         sha256=student.sha256,

@@ -24,6 +24,8 @@ from sfd.jobs import Job
 from sfd.teachers import Teacher, stable_diffusion
 
 CPU = torch.device("cpu")
+KINDS = ("configs", "concepts", "eval/suites", "classifiers")
+"""What is checked where nothing is named."""
 
 
 def validate(
@@ -36,16 +38,8 @@ def validate(
     """
     if public_key and not any(_is_audit(Path(n)) for n in names):
         raise ValueError("--public-key is for an audit: name an audit.json or a run folder")
-    files = [Path(n) for n in names] or [
-        path
-        for kind in ("configs", "concepts", "eval/suites")
-        for name in content.names(kind)
-        for path in [content.find(kind, name)]
-    ] + [
-        path
-        for name in content.names("classifiers")
-        for path in sorted(classifiers.folder_of(name).glob("*.yaml"))
-        if path.name in ("card.yaml", "train.yaml")
+    files = [path for n in names for path in _files(n)] or [
+        path for kind in KINDS for name in content.names(kind) for path in _of(kind, name)
     ]
     wrong, notes = [], []
     loaded: dict[str, Teacher] = {}
@@ -64,8 +58,30 @@ def validate(
     return len(files), wrong, notes
 
 
+def _of(kind: str, name: str) -> list[Path]:
+    """The files of a piece of content."""
+    found = content.find(kind, name)
+    return _cards(found) if found.is_dir() else [found]
+
+
+def _cards(folder: Path) -> list[Path]:
+    return [folder / n for n in ("card.yaml", "train.yaml") if (folder / n).is_file()]
+
+
+def _files(name: str) -> list[Path]:
+    """What a user means: a file, a folder, or the name of content of any kind."""
+    path = Path(name)
+    if path.is_dir():
+        inside = _cards(path) or sorted(path.glob("*.yaml"))
+        run = any((path / n).exists() for n in ("audit.json", "student.safetensors"))
+        return inside if inside and not run else [path]
+    if path.exists() or path.suffix or path.name != name:
+        return [path]
+    return [p for kind in KINDS if name in content.names(kind) for p in _of(kind, name)] or [path]
+
+
 def _is_audit(path: Path) -> bool:
-    return path.suffix == ".json" or (path.is_dir() and not (path / "card.yaml").is_file())
+    return path.suffix == ".json" or path.is_dir()
 
 
 def _validate_audit(path: Path, public_key: Path | None) -> tuple[str, ...]:
@@ -115,8 +131,7 @@ def _judge_note(name: str) -> tuple[str, ...]:
 
 def _validate_recipe(path: Path, loaded: dict[str, Teacher], *, pipelines: bool) -> tuple[str, ...]:
     recipe = configs.load(str(path))
-    for name in jobs.lineage(recipe):
-        concepts.read(name)
+    judges = [concepts.read(name).classifier for name in jobs.lineage(recipe)]
     if recipe.prompts:
         concepts.read_prompts(recipe.prompts)
     if recipe.audit:
@@ -126,6 +141,7 @@ def _validate_recipe(path: Path, loaded: dict[str, Teacher], *, pipelines: bool)
         near = content.did_you_mean(ref.name, teachers.embedded())
         raise ValueError(f"{path}: no teacher called {ref.name!r}{near}")
     notes = jobs.notes(recipe)
+    notes += tuple(note for name in judges for note in _judge_note(name)) if pipelines else ()
     if ref.file or ref.diffusers:
         plugins.resolve(objectives.TABLE, recipe.objective.name, "objectives")
         return notes  # the user's weights need not be here for a recipe to be well formed

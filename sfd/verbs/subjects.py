@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from sfd import checkpoints, classifiers, concepts, configs, images, teachers
+from sfd import checkpoints, classifiers, concepts, configs, images, sample, teachers
 from sfd.concepts import AnyConcept, PromptConcept
 from sfd.eval import grid, outsiders, pipelines, suites
 from sfd.eval.pipelines import AS_IT_IS, Sampling
@@ -136,7 +136,7 @@ def _of_ours(
         file = path / pipelines.CARD
         card = checkpoints.check_card(checkpoints.read_json(file), str(file))
     else:
-        file = path / "student.safetensors" if path.is_dir() else path
+        file = sample.student_file(path)
         card = checkpoints.read_card(checkpoints.read_meta(file), str(file))
     known = _concepts(str(path), names, card["labels"]) if names else concepts_of(card)
     plan: Mapping[str, int] = {}
