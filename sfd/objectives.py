@@ -202,6 +202,20 @@ def _generate(student: Denoise, draw: Draw, sigma_init: float) -> Tensor:
     return student(sigma_init * z, z.new_full((len(z),), sigma_init))
 
 
+def _known(sample: schedules.Sampler, sigma_range: tuple[float, float]) -> schedules.Sampler:
+    """The sampler, if at most a twentieth of its levels lie where the target was never taught.
+
+    Raises ValueError otherwise.
+    """
+    levels = sample((torch.arange(1000) + 0.5) / 1000)
+    low, high = sigma_range
+    share = float(((levels < low * 0.999) | (levels > high * 1.001)).double().mean())
+    if share > 0.05:
+        raise ValueError(f"sigma_student: {share:.0%} of its levels are outside what the target"
+                         f" knows, {low:.3g} to {high:.3g}: give another range")  # fmt: skip
+    return sample
+
+
 def _fake_phase(*, sigma_init: float, sigma: Mapping[str, Any], kind: str, reuse: bool) -> Phase:
     """Denoising score matching of the fake score on the student's samples."""
     sample_sigma = schedules.sampler(**sigma)
@@ -224,7 +238,7 @@ def sid(
     sigma_init: float,
     alpha: float = 1.2,
     through_networks: bool = True,
-    sigma_student: Mapping[str, Any] = {"name": "karras"},
+    sigma_student: Mapping[str, Any] | None = None,
     sigma_fake: Mapping[str, Any] = {"name": "log-normal"},
     fake_loss: Literal["edm", "eps"] = "edm",
     reuse: bool = True,
@@ -234,7 +248,8 @@ def sid(
 ) -> tuple[Phase, ...]:
     """Score identity distillation (arXiv 2404.04057).
 
-    `alpha` weighs the squared score difference. `through_networks` false stops the gradient at
+    `alpha` weighs the squared score difference. `sigma_student` is by default the published Karras
+    range, as far as the target knows it. `through_networks` false stops the gradient at
     both networks' outputs, which leaves DMD's gradient. `reuse` trains the fake score on the very
     samples of the student's update, which saves one evaluation in eleven. The student learns in
     one batch of `fake_updates`, the fake score in each (arXiv 2405.14867, section 4.2); above 1
@@ -243,7 +258,9 @@ def sid(
     how many images the student learns from them `alone` before; in the last tenth of these the
     fake score joins.
     """
-    sample_sigma = schedules.sampler(**sigma_student)
+    low, high = max(0.002, sigma_range[0]), min(80.0, sigma_range[1])
+    levels = sigma_student or {"name": "karras", "sigma_min": low, "sigma_max": high}
+    sample_sigma = _known(schedules.sampler(**levels), sigma_range)
 
     def loss(student: Denoise, target: Denoise, fake: Denoise, draw: Draw, memo: dict[str, Tensor]):
         x_g = _generate(student, draw, sigma_init)
@@ -276,7 +293,7 @@ def diff_instruct(
     `normalise` divides a row's gradient by mean|x_g - D_phi| (DMD, arXiv 2311.18828, eq. 8), and
     `pairs` adds DMD's other loss, as in `sid`. The student learns in one batch of `fake_updates`.
     """
-    sample_sigma = schedules.sampler(**sigma_student)
+    sample_sigma = _known(schedules.sampler(**sigma_student), sigma_range)
 
     def loss(student: Denoise, target: Denoise, fake: Denoise, draw: Draw, memo: dict[str, Tensor]):
         x_g = _generate(student, draw, sigma_init)

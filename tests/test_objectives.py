@@ -380,6 +380,16 @@ def test_pairs_alone_have_their_own_beta1(tmp_path):
         ("sid", {"pairs": {"wieght": 1.0}}, "unknown key 'wieght'; did you mean 'weight'"),
         ("sid", {"pairs": {"sigma_range": (1.0, 2.0)}}, "unknown key 'sigma_range'"),
         ("diff-instruct", {"pairs": {"weight": -1.0}}, "weight=-1.0: give a number above 0"),
+        (
+            "sid",
+            {"sigma_range": (0.03, 14.6), "sigma_student": {"name": "karras"}},
+            "sigma_student: 26% of its levels are outside what",
+        ),
+        (
+            "diff-instruct",
+            {"sigma_range": (0.3, 14.6)},
+            "outside what the target knows, 0.3 to 14.6",
+        ),
         ("regression", {"sigma_max": 80.0, "sigma_range": (0.03, 14.6)}, "from 14.6 to 0.03"),
         ("regression", {"sigma_min": 20.0, "sigma_range": (0.03, 14.6)}, "from 14.6 to 20"),
     ],
