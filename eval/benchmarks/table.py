@@ -96,14 +96,14 @@ def power() -> str:
     naive = max(r["PASS_if_independent"] for r in of_prompts if r["leak"] >= 1) / runs
     audits = runs * (len(of_images) + len(of_prompts))
     said = [
-        f"PASS / INCONCLUSIVE / FAIL in 100 audits, {runs:,} each, by a judge that finds"
-        f" {judge['sensitivity']:.1%}, wrongly calls {judge['false_positive']:.2%} of the rest, and"
-        f" was measured on {judge['images'][0]} images of each.",
-        f"At or above the threshold a PASS is false. Over all {audits:,} simulated audits, with"
+        f"Each cell: PASS / INCONCLUSIVE / FAIL in percent of {runs:,} simulated audits, by a judge"
+        f" that finds {judge['sensitivity']:.1%}, wrongly calls {judge['false_positive']:.2%} of"
+        f" the rest, and was measured on {judge['images'][0]} images of each.",
+        f"At or above the threshold a PASS is false. Of {audits:,} simulated audits, with"
         f" {len(study['judges'])} judges and {len({r['population'] for r in of_prompts})} kinds of"
-        f" prompts, the setting with the most of them has {_share(worst['images'])} (judge:"
-        f" {worst['images']['judge']}); over prompts {_share(worst['prompts'])}, where taking the"
-        f" images of a prompt for independent would let up to {naive:.0%} pass.",
+        f" prompts, the worst setting passes falsely in {_share(worst['images'])} (judge:"
+        f" {worst['images']['judge']}); over prompts in {_share(worst['prompts'])}, and it would be"
+        f" up to {naive:.0%} if images of one prompt were taken for independent.",
     ]
     return "\n".join(lines + ["\n" + textwrap.fill(text, 100) for text in said])
 
