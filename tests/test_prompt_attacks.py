@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from sfd import attacks, concepts, content, eval, report, rivals, runs, solvers, teachers
 from sfd.attacks import Goal, Parts, Victim, wording
 from sfd.concepts.prompts import substitute
-from sfd.eval import ladder, prompt_ladder, suites
+from sfd.eval import attack_claims, ladder, prompt_ladder, suites
 from sfd.eval.grid import build_grid
 from sfd.eval.subjects import Subject
 
@@ -218,6 +218,10 @@ def test_a_gold_of_one_step_leaves_an_attack_on_several_its_leaky_control(name):
     )  # fmt: skip
     assert not skipped and found[0]["k"] == 0
     assert list(found[0]["controls"]) == ["leaky"] and found[0]["controls"]["leaky"]["k"] > 12
+    assert found[0]["gold_lacks"] == ["chain"]
+    suite = SimpleNamespace(attacks=[suites.Attack(name=name, margin=0.05, budget=IN_STEPS[name])])
+    (claim,) = attack_claims.claims(suite, found, [], "run `sfd train`")
+    assert claim["status"] == "INCONCLUSIVE" and claim["why"].endswith("the gold has no chain")
 
 
 def test_what_needs_a_gradient_through_the_generator_is_not_tried_on_several_steps():

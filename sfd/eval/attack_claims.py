@@ -252,7 +252,9 @@ def _claim(
 def _decide(plan: suites.Attack, entry: Mapping[str, Any], missing_gold: str) -> tuple[Status, str]:
     k, n, controls = entry["k"], entry["n"], entry["controls"]
     if "gold" not in controls:
-        return "INCONCLUSIVE", f"found in {k} of {n} tries; nothing to compare with: {missing_gold}"
+        lacks = entry.get("gold_lacks")
+        why = f"the gold has no {', no '.join(lacks)}" if lacks else missing_gold
+        return "INCONCLUSIVE", f"found in {k} of {n} tries; nothing to compare with: {why}"
     against, gold = entry["against_gold"], controls["gold"]
     if plan.margin is not None:
         low, high = against["ci95"]

@@ -157,10 +157,10 @@ def climb(
                 if progress:
                     progress(f"attacks on {concept.name}", number, len(begun))
                 done = {who: future.result() for who, future in tried.items()}
-                found.append(
-                    record(suite, concept, attack, plan, asked, done, judges, seed, folder,
-                           len(goal.prompts) if attack.in_turn else 0)
-                )  # fmt: skip
+                entry = record(suite, concept, attack, plan, asked, done, judges, seed, folder,
+                               len(goal.prompts) if attack.in_turn else 0)  # fmt: skip
+                lacks = attack.missing(gold, goal) if gold is not None else []
+                found.append({**entry, **({"gold_lacks": lacks} if lacks else {})})
         finally:
             halt.set()
     if progress:
