@@ -50,19 +50,19 @@ def train_job(
             return
     start = _start_folder(job, device=device, say=say, progress=progress)
     student, fake = _networks(job)
-    begun = None if start is None else {"student": content.sha256(start / "student.safetensors")}
+    origin: dict[str, str] = {}
     if start is not None:
         if start.resolve() == folder.resolve():
             raise ValueError(f"start: {folder} is where this run is to go: give it out=FOLDER")
         _load_start(job, start, student, fake)
+        origin = {"start_sha256": content.sha256(start / "student.safetensors")}
     if force:  # nothing is deleted before all that the run needs is at hand
         _claim_folder(job, folder, force=True)
     for module in (job.teacher.denoiser, student, fake):
         teachers.set_precision(module, job.recipe.train.precision)
     numbers, plan = job.recipe.train, job.recipe.forgetting
     whole = _whole(job)
-    card = _card(job)  # of the code as it is now, whatever is edited while it trains
-    card |= {"start": begun} if begun else {}
+    card = _card(job) | origin  # of the code as it is now, whatever is edited while it trains
     watch = Watch(
         job.teacher, job.concepts, job.retained, job.suite, numbers.watch, folder, str(device)
     )
@@ -89,7 +89,7 @@ def train_job(
         ema_images=numbers.ema_images,
         seed=numbers.seed,
         folder=folder,
-        identity=_identity(job) | ({"start": begun} if begun else {}),
+        identity=_identity(job) | origin,
         tick=numbers.tick,
         checkpoint=numbers.checkpoint,
         snapshots=[max(numbers.batch, round(share * numbers.images)) for share in LOOKS],
@@ -98,8 +98,7 @@ def train_job(
         device=device,
     )
     if state.world()[0] == 0:
-        files = {"teacher": job.teacher.sha256, "recipe": job.sha256}
-        files |= {"start": begun["student"]} if begun else {}
+        files = {"teacher": job.teacher.sha256, "recipe": job.sha256} | origin
         record = provenance.collect(str(device), seed=numbers.seed, sha256=files)
         content.write_json(folder / "provenance.json", record)
         checkpoints.write_model(student_file, lora.merged(average), card, half=False)
@@ -115,8 +114,6 @@ def _networks(job: Job) -> tuple[nn.Module, nn.Module]:
     if plan.lora is None:
         fake = job.teacher.make_student()
         student = _fresh(job) if plan.init else job.teacher.make_student()
-        for module in (student, fake) if plan.checkpointing else ():
-            teachers.checkpoint_activations(module)
         return student.requires_grad_(True), fake.requires_grad_(True)
     options = plan.lora.model_dump()
     student, fake = (
@@ -130,7 +127,10 @@ def _fresh(job: Job) -> nn.Module:
     """A student of the teacher's architecture with weights of the recipe's seed."""
     with torch.random.fork_rng():
         torch.manual_seed(job.recipe.train.seed)
-        return teachers.build_denoiser(job.teacher.spec)
+        student = teachers.build_denoiser(job.teacher.spec)
+    if job.recipe.train.checkpointing:
+        teachers.checkpoint_activations(student)
+    return student
 
 
 def _identity(job: Job) -> dict[str, Any]:
@@ -211,11 +211,11 @@ def _claim_folder(job: Job, folder: Path, force: bool) -> None:
 
 def _check_start(job: Job, card: Mapping[str, Any], folder: Path) -> None:
     """Raises ValueError if what a finished run started from has been trained anew since."""
-    start, begun = job.recipe.start, card.get("start")
-    if not start or not begun:
+    start, before = job.recipe.start, card.get("start_sha256")
+    if not start or not before:
         return
     there = _folder_of_start(start) / "student.safetensors"
-    if there.is_file() and content.sha256(there) != begun["student"]:
+    if there.is_file() and content.sha256(there) != before:
         raise ValueError(
             f"{folder}: started from another student than {there} is now; give this one"
             " out=FOLDER, or start over with --force"
@@ -240,10 +240,10 @@ def _start_folder(job: Job, *, device: torch.device, say: Say, progress: Progres
     start = job.recipe.start
     if not start:
         return None
+    folder = _folder_of_start(start)
     if Path(start).expanduser().is_dir():
-        return Path(start).expanduser()
+        return folder
     recipe = configs.load(start)
-    folder = configs.folder_of(start, recipe)
     student = folder / "student.safetensors"
     if student.is_file():
         card = checkpoints.read_card(checkpoints.read_meta(student), str(student))

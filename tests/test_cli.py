@@ -284,6 +284,15 @@ def test_a_concept_whose_classifier_there_is_not_is_well_formed_and_says_so():
     assert "mine.yaml: its classifier: no classifiers called 'fashoin'; did you mean" in notes[0]
 
 
+def test_what_is_validated_may_be_a_name_or_a_folder():
+    for name, count in (("smoke", 1), ("mixture", 3)):  # a recipe; a suite and a judge
+        assert verbs.validate([name])[:2] == (count, [])
+    folder = content.find("eval/suites", "mixture").parent
+    assert verbs.validate([str(folder)])[:2] == (len(list(folder.glob("*.yaml"))), [])
+    checked, (wrong,), _ = verbs.validate(["smok"])
+    assert checked == 1 and wrong == "smok: no such file"
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sfd import forgetting, objectives, state
+from sfd import forgetting, objectives, state, teachers
 from sfd import train as training
 from sfd.concepts import Concept
 from sfd.teachers import mixture
@@ -321,6 +321,34 @@ def test_regression_asks_the_target_once_a_pair(tmp_path):
     assert sum(asked) == 16 * 5  # 2 steps - 1 evaluations each, whatever the images
 
 
+def losses_at(numbers, phase, teacher, rule, nets):
+    """A phase's losses of these images as the loop takes them, where nothing is forgotten."""
+    batch = forgetting.draw_batch(
+        numbers, seed=3, shape=teacher.shape, retained=[0, 1], concepts=[], share=0.0,
+        weight_student=1.0, weight_fake=1.0, device=CPU,
+    )  # fmt: skip
+    draw = training.draw_for(3, phase.name, numbers, teacher.shape, CPU)
+    return training.call(phase, teacher, rule, nets, batch, draw, {}, {})[0]
+
+
+@pytest.mark.parametrize("hook", ["target", "penalty"])
+def test_what_a_rule_sees_that_is_not_finite_is_a_loss_that_is_not(hook):
+    """An error in one process would leave the others waiting: a loss they all share."""
+    teacher = tiny_teacher()
+    hooks = {"target": lambda x, sigma, batch, fake_x0: x}
+
+    def blind(*given):
+        teachers.to_uint8(torch.full((1, 1, 2, 2), float("nan")))
+
+    rule = forgetting.Rule(**hooks | {hook: blind}, reads_fake=False)
+    phase = objectives.TABLE["sid"].phases(sigma_init=2.5)[0]
+    nets = {name: teacher.make_student().requires_grad_(True) for name in ("student", "fake")}
+    losses = losses_at(np.arange(4), phase, teacher, rule, nets)
+    assert losses.isnan().all()
+    losses.sum().backward()
+    assert not torch.isfinite(state.gradient_norm(nets["student"].parameters()))
+
+
 def test_pairs_alone_have_their_own_beta1(tmp_path):
     """Two batches of pairs, one of both, against Adam stepped by hand; resumed before each."""
     teacher = tiny_teacher()
@@ -347,13 +375,7 @@ def test_pairs_alone_have_their_own_beta1(tmp_path):
         nets = {"student": student, "fake": fakes.get(start, teacher.make_student())}
         for phase in (p for p in phases if p.name in names):
             shown = numbers % phase.distinct if phase.distinct else numbers
-            batch = forgetting.draw_batch(
-                shown, seed=3, shape=teacher.shape, retained=[0, 1], concepts=[], share=0.0,
-                weight_student=1.0, weight_fake=1.0, device=CPU,
-            )  # fmt: skip
-            draw = training.draw_for(3, phase.name, shown, teacher.shape, CPU)
-            losses, _ = training.call(phase, teacher, rule, nets, batch, draw, {}, {})
-            (losses.sum() / 8).backward()
+            (losses_at(shown, phase, teacher, rule, nets).sum() / 8).backward()
         optimizer.param_groups[0]["betas"] = (beta1, 0.999)
         optimizer.step()
         student.zero_grad()

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
 from typer.testing import CliRunner
 
-from sfd import cli, compare, report, seal, verbs
+from sfd import cli, compare, content, report, seal, verbs
 
 ROOT = Path(__file__).resolve().parents[1]
 SHA = "5e" * 32
@@ -268,8 +268,10 @@ def test_nothing_wrong_is_signed(file):
 
 
 def test_a_public_key_needs_an_audit():
-    with pytest.raises(ValueError, match="name an audit.json or a run folder"):
-        verbs.validate([], Path("pub.pem"))
+    judge = str(content.find("classifiers", "mixture"))
+    for names in ([], [judge]):
+        with pytest.raises(ValueError, match="name an audit.json or a run folder"):
+            verbs.validate(names, Path("pub.pem"))
 
 
 # --- through the command line --------------------------------------------------------------------

@@ -1,7 +1,6 @@
 """Trajectories: resumed equals uninterrupted, parts equal the whole, processes equal one."""
 
 import json
-import math
 import os
 import re
 import shutil
@@ -11,7 +10,6 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import yaml
@@ -20,15 +18,12 @@ from sfd import (
     checkpoints,
     configs,
     content,
-    forgetting,
     jobs,
-    objectives,
     runs,
     state,
     teachers,
     verbs,
 )
-from sfd import train as training
 from sfd.report.charts import charts
 
 CPU = torch.device("cpu")
@@ -184,30 +179,6 @@ def test_a_sheet_that_is_not_finite_costs_no_run():
     with pytest.warns(UserWarning, match="no sheet at image 4: 1 of 1 images"):
         run = looped("run", lambda nimg: {"loss": (1.0, 1.0)}, draw)
     assert run.nimg == 8 and Path("run/state/state.safetensors").exists()
-
-
-@pytest.mark.parametrize("hook", ["target", "penalty"])
-def test_what_a_rule_sees_that_is_not_finite_is_a_loss_that_is_not(hook):
-    """An error in one process would leave the others waiting: a loss they all share."""
-    teacher = teachers.load(name="mixture", device=CPU)
-    hooks = {"target": lambda x, sigma, batch, fake_x0: x}
-
-    def blind(*given):
-        teachers.to_uint8(torch.full((1, 1, 2, 2), float("nan")))
-
-    rule = forgetting.Rule(**hooks | {hook: blind}, reads_fake=False)
-    phase = objectives.TABLE["sid"].phases(sigma_init=2.5)[0]
-    nets = {name: teacher.make_student().requires_grad_(True) for name in ("student", "fake")}
-    numbers = np.arange(4)
-    batch = forgetting.draw_batch(
-        numbers, seed=0, shape=teacher.shape, retained=[0, 1], concepts=[], share=0.0,
-        weight_student=1.0, weight_fake=1.0, device=CPU,
-    )  # fmt: skip
-    draw = training.draw_for(0, phase.name, numbers, teacher.shape, CPU)
-    losses, _ = training.call(phase, teacher, rule, nets, batch, draw, {}, {})
-    assert losses.isnan().all()
-    losses.sum().backward()
-    assert not math.isfinite(state.gradient_norm(nets["student"].parameters()))
 
 
 def test_a_signal_that_comes_too_late_for_the_loop_is_sent_again():

@@ -127,7 +127,9 @@ def climb(
     bases += [victim] if victim.language is not None else []
     parts = cache(lambda at: parts_of(bases[at]))
     skipped: list[Skipped] = []
-    begun: list[tuple[suites.Attack, Attack, dict[str, Victim], dict[str, Future[Transcript]]]] = []
+    begun: list[
+        tuple[suites.Attack, Attack, dict[str, Victim], list[str], dict[str, Future[Transcript]]]
+    ] = []
     found: list[dict[str, Any]] = []
     halt = Event()
     at_once = torch.get_num_threads() if victim.device.type == "cpu" else 1
@@ -141,7 +143,8 @@ def climb(
                     skipped.append(Skipped(plan, concept, f"there is no {', no '.join(lacking)}"))
                     continue
                 asked = {"subject": victim}
-                if gold is not None and not attack.missing(gold, goal):
+                gold_lacks = attack.missing(gold, goal) if gold is not None else []
+                if gold is not None and not gold_lacks:
                     asked["gold"] = gold
                 leaky = _leaky(attack, goal, bases, parts)
                 if leaky is not None:
@@ -152,15 +155,14 @@ def climb(
                     who: pool.submit(_try, attack, each, goal, budgets[who], seed, halt, copied)
                     for who, each in asked.items()
                 }
-                begun.append((plan, attack, asked, tried))
-            for number, (plan, attack, asked, tried) in enumerate(begun):
+                begun.append((plan, attack, asked, gold_lacks, tried))
+            for number, (plan, attack, asked, gold_lacks, tried) in enumerate(begun):
                 if progress:
                     progress(f"attacks on {concept.name}", number, len(begun))
                 done = {who: future.result() for who, future in tried.items()}
                 entry = record(suite, concept, attack, plan, asked, done, judges, seed, folder,
                                len(goal.prompts) if attack.in_turn else 0)  # fmt: skip
-                lacks = attack.missing(gold, goal) if gold is not None else []
-                found.append({**entry, **({"gold_lacks": lacks} if lacks else {})})
+                found.append(entry | ({"gold_lacks": gold_lacks} if gold_lacks else {}))
         finally:
             halt.set()
     if progress:

@@ -169,11 +169,11 @@ def _check(teacher: Teacher) -> None:
     teacher.encode([None])  # asked for guidance and for labels never taught
     x, sigma = x.to(cond.device).requires_grad_(), torch.tensor([0.5, 5.0], device=cond.device)
     networks = (teacher.denoiser, teacher.make_student(), teacher.make_student())
-    held = [{p.data_ptr() for p in network.parameters()} for network in networks]
+    held = [{p.data_ptr() for p in net.parameters() if p.numel()} for net in networks]
     if held[0] & held[1] or held[1] & held[2]:
         raise ValueError("make_student gives a network that shares weights with the teacher or with"
                          " the last one given: give a copy each time")  # fmt: skip
-    for role, denoiser in (("teacher", teacher.denoiser), ("student", teacher.make_student())):
+    for role, denoiser in zip(("teacher", "student"), networks[:2], strict=True):
         x0 = denoiser(x, sigma, cond)
         if x0.shape != x.shape or x0.dtype != torch.float32:
             raise ValueError(

@@ -36,11 +36,11 @@ def validate(
     A `.json`, or a run folder with an audit.json, is an audit: by the schema, its hash, its verdict
     and its signature, which must be of `public_key` where one is given.
     """
-    if public_key and not any(_is_audit(Path(n)) for n in names):
-        raise ValueError("--public-key is for an audit: name an audit.json or a run folder")
     files = [path for n in names for path in _files(n)] or [
         path for kind in KINDS for name in content.names(kind) for path in _of(kind, name)
     ]
+    if public_key and not any(_is_audit(path) for path in files):
+        raise ValueError("--public-key is for an audit: name an audit.json or a run folder")
     wrong, notes = [], []
     loaded: dict[str, Teacher] = {}
     for path in files:
