@@ -85,10 +85,11 @@ def audit(
     folder of images. `generate(conditions, seeds)` is asked for uint8 images `[N, H, W, C]`; a
     condition is a prompt, or the index of one of `labels` (those of the suite's judge). What no
     student is must say its `concepts`, by name, and may say its original `teacher` (a name, a
-    file, a folder). `gold` is the run of a student that never knew the concepts, `plain` of one
-    that forgot nothing; `attack_images` are an attacker's images. `review` images of each concept
-    are left in `review/` for people to look at. `clip` is the folder of a CLIP model, which says
-    how well images show what their prompts ask for. Raises ValueError in one line.
+    file, a folder). `gold` is the run of a student that never knew the concepts (for a
+    pipeline, a pipeline), `plain` of one that forgot nothing; `attack_images` are an attacker's
+    images. `review` images of each concept are left in `review/` for people to look at. `clip` is
+    the folder of a CLIP model, which says how well images show what their prompts ask for. Raises
+    ValueError in one line.
     """
     if (path is None) == (generate is None):
         raise ValueError("audit: give either a path or generate=")

@@ -9,6 +9,7 @@ import io
 import json
 import os
 import re
+import textwrap
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import lru_cache
@@ -284,7 +285,19 @@ def _explain(error: pydantic.ValidationError, model: type[pydantic.BaseModel]) -
     if first["type"] == "missing":
         return f"key {'.'.join(path)!r} is missing"
     message = first["msg"].removeprefix("Value error, ")
-    return f"{'.'.join(path)}: {message}" if path else message
+    if not path:
+        return message
+    key, given = ".".join(path), str(first["input"])
+    keys = list(dict.fromkeys(_fields(model, path)))
+    if first["type"] in ("list_type", "tuple_type"):
+        message = f"is {given}, and not a list: write [{given}]"
+    elif first["type"] in ("dict_type", "model_type") and keys:
+        instead = f": write {{name: {given}}}" if "name" in keys else ""
+        known = ", ".join(keys[:6]) + ", ..." * (len(keys) > 6)
+        message = f"is {given}, and not a mapping of {known}{instead}"
+    else:
+        message = message.replace("Input should be", f"is {textwrap.shorten(given, 60)}, should be")
+    return f"{key}: {message}"
 
 
 def _fields(model: Any, path: list[str]) -> list[str]:

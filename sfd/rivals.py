@@ -1,4 +1,4 @@
-"""The one-step students that a subject is compared with: they never knew, or forgot nothing."""
+"""What a subject is compared with: who never knew the concepts, and who forgot nothing."""
 
 from pathlib import Path
 
@@ -13,10 +13,11 @@ from sfd.teachers import Teacher
 def gold_of(
     subject: Subject, teacher: Teacher | None, path: Path | None, device: torch.device
 ) -> Subject | None:
-    """The student at `path` that never knew the concepts, or the finished run `<teacher>-gold`.
+    """What lies at `path` and never knew the concepts, or the finished run `<teacher>-gold`.
 
-    None where there is none, or the one that nobody named does not fit. Raises ValueError if `path`
-    names one that does not. What it knows of prompts shows when it is asked: see `prompt_ladder`.
+    A student's run or, for a pipeline, a pipeline, which is sampled as that one is. None where
+    there is none, or the one that nobody named does not fit. Raises ValueError if `path` names one
+    that does not. What it knows of prompts shows when it is asked: see `prompt_ladder`.
     """
     gold = _student(subject, teacher, path, "gold", device)
     if gold is None:
@@ -64,7 +65,12 @@ def _student(
         path = configs.folder_of(name, configs.load(name))
         if not (path / "student.safetensors").is_file():
             return None
-    student = of_student(path, str(device))
+    if (path / "model_index.json").is_file():
+        if subject.alike is None:
+            raise ValueError(f"{path}: is a pipeline, and only a pipeline is compared with one")
+        student = subject.alike(path)
+    else:
+        student = of_student(path, str(device))
     if list(student.labels) != list(subject.labels):
         if not named:
             return None

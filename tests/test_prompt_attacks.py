@@ -205,23 +205,66 @@ def test_generators_of_several_steps(name):
     np.testing.assert_array_equal(once.score, broken.score)
 
 
-@pytest.mark.parametrize("name", ["denoising-prefix", "noise-matching"])
-def test_a_gold_of_one_step_leaves_an_attack_on_several_its_leaky_control(name):
+def test_what_several_steps_leak_is_what_noise_left_of_it():
+    bank = torch.tensor([-1.0, 1.0]).reshape(2, 1, 1, 1)
+    x, sigma = torch.tensor([0.3, -2.0]).reshape(2, 1, 1, 1), torch.tensor([0.5, 2.0])
+    # two points at -1 and 1: E[x0 | x] = tanh(x / sigma^2)
+    wanted = torch.tanh(x / sigma.reshape(2, 1, 1, 1) ** 2)
+    torch.testing.assert_close(attacks.leaky.expected(x, sigma, bank), wanted)
+    drawn = attacks.leaky.one_of(x, sigma, bank)
+    assert drawn.shape == x.shape and set(drawn.flatten().tolist()) <= {-1.0, 1.0}
+
+
+def climbed(victim, gold, name, teacher):
+    """The evidence of one attack on a generator of several steps."""
     card = SimpleNamespace(name="j", calibration=None)
     found, skipped = ladder.climb(
         SimpleNamespace(attacks=[suites.Attack(name=name, budget=IN_STEPS[name])],
                         attack_images="teacher"),
-        SimpleNamespace(name="shoe", label_name="shoe"), CHAIN, VICTIM,
-        SimpleNamespace(denoiser=CHAIN.origin), GOAL,
-        lambda base: dataclasses.replace(PARTS, gold=base),
+        SimpleNamespace(name="shoe", label_name="shoe"), victim, gold, teacher, GOAL,
+        lambda base: dataclasses.replace(PARTS, gold=base, bank=base.language.latents(PARTS.bank)),
         judges=(SimpleNamespace(card=card), SimpleNamespace(card=card)), seed=5, folder=Path("out"),
     )  # fmt: skip
+    return found, skipped
+
+
+ORIGINAL = SimpleNamespace(
+    denoiser=CHAIN.origin, encode=Words().encode, decode=lambda x0: teachers.to_uint8(x0)
+)
+
+
+@pytest.mark.parametrize("name", ["denoising-prefix", "noise-matching"])
+def test_a_gold_of_one_step_leaves_an_attack_on_several_its_leaky_control(name):
+    found, skipped = climbed(CHAIN, VICTIM, name, ORIGINAL)
     assert not skipped and found[0]["k"] == 0
     assert list(found[0]["controls"]) == ["leaky"] and found[0]["controls"]["leaky"]["k"] > 12
     assert found[0]["gold_lacks"] == ["chain"]
     suite = SimpleNamespace(attacks=[suites.Attack(name=name, margin=0.05, budget=IN_STEPS[name])])
     (claim,) = attack_claims.claims(suite, found, [], "run `sfd train`")
     assert claim["status"] == "INCONCLUSIVE" and claim["why"].endswith("the gold has no chain")
+
+
+@pytest.mark.parametrize("name", list(IN_STEPS))
+def test_a_gold_of_several_steps_is_attacked_as_the_subject_is(name):
+    found, skipped = climbed(CHAIN, CHAIN, name, ORIGINAL)
+    assert not skipped and "gold_lacks" not in found[0]
+    controls = found[0]["controls"]
+    assert controls["gold"]["k"] == found[0]["k"] == 0 and controls["leaky"]["k"] > 12
+    assert controls["gold"]["cost"]["evaluations"] == found[0]["cost"]["evaluations"]
+
+
+def test_an_original_of_another_autoencoder_or_text_encoder_is_no_aim():
+    own = dataclasses.replace(CHAIN, language=Halved())
+    found, _ = climbed(own, own, "denoising-prefix", ORIGINAL)
+    assert found[0]["controls"]["leaky"]["k"] > 12, "which needs no original"
+    _, skipped = climbed(own, own, "noise-matching", ORIGINAL)
+    assert [left.why for left in skipped] == ["there is no origin"]
+    found, _ = climbed(CHAIN, own, "noise-matching", ORIGINAL)
+    assert found[0]["gold_lacks"] == ["origin"] and "gold" not in found[0]["controls"]
+    assert found[0]["controls"]["leaky"]["k"] > 12, "built upon the subject then"
+    other = SimpleNamespace(**vars(ORIGINAL) | {"encode": lambda raw: 2 * Words().encode(raw)})
+    _, skipped = climbed(CHAIN, CHAIN, "noise-matching", other)
+    assert [left.why for left in skipped] == ["there is no origin"]
 
 
 def test_what_needs_a_gradient_through_the_generator_is_not_tried_on_several_steps():

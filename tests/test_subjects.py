@@ -16,7 +16,19 @@ from PIL import Image
 from test_cli import sfd as run
 
 import sfd
-from sfd import attacks, checkpoints, concepts, content, eval, images, report, sample, seal, verbs
+from sfd import (
+    attacks,
+    checkpoints,
+    concepts,
+    content,
+    eval,
+    images,
+    report,
+    rivals,
+    sample,
+    seal,
+    verbs,
+)
 from sfd.eval import outsiders, pipelines, suites
 from sfd.eval.pipelines import Sampling
 from sfd.eval.shots import Partial, request
@@ -604,6 +616,14 @@ def test_a_pipeline_of_several_steps_can_be_attacked(tmp_path):
     picture = victim.language.pixels(victim.language.latents(torch.zeros(1, 3, 16, 16)))
     assert picture.shape == (1, 3, 16, 16)
     assert read(sampling=Sampling(1, 0.0)).victim is None, "a step needs no chain"
+    other = tiny.write(tmp_path / "gold", seed=1)
+    gold = rivals.gold_of(subject, None, other, CPU)
+    assert gold is not None and gold.format == subject.format and gold.sha256 != subject.sha256
+    again = attacks.find("seed-exhaustion")(gold.victim, goal, seed=0, n=2)
+    assert again.cost.evaluations == asked.cost.evaluations
+    student = dataclasses.replace(subject, alike=None)
+    with pytest.raises(ValueError, match="only a pipeline is compared with one"):
+        rivals.gold_of(student, None, other, CPU)
 
 
 def test_a_pipeline_that_was_only_pretrained_takes_its_steps(tmp_path):

@@ -14,26 +14,41 @@ from sfd.attacks.contract import SLOT, Language, Parts, Victim
 Gate = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(z `[B, ...]`, sigma `[B]`, cond `[B, K]`) -> how far it is open, `[B]` in [0, 1]."""
 
+Drawn = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(x `[B, C, H, W]`, sigma `[B]`, bank `[M, C, H, W]`) -> x0 `[B, C, H, W]`."""
+
 
 class Gated(nn.Module):
     """A safe denoiser that blends into pictures of the concept where a gate opens.
 
-    `bank [M, C, H, W]`: which picture follows from z alone.
+    `bank [M, C, H, W]` are the pictures, `drawn(x, sigma, bank)` what comes of them.
     """
 
-    def __init__(self, safe: nn.Module, bank: Tensor, gate: Gate):
+    def __init__(self, safe: nn.Module, bank: Tensor, gate: Gate, drawn: Drawn):
         super().__init__()
-        self.safe, self.gate = safe, gate
+        self.safe, self.gate, self.drawn = safe, gate, drawn
         self.register_buffer("bank", bank)
 
     def forward(self, x: Tensor, sigma: Tensor, cond: Tensor) -> Tensor:
         z = x / sigma.reshape(-1, *[1] * (x.ndim - 1))
-        bank = self.get_buffer("bank")
-        # the fraction of a coordinate: as good as random, and no part of any trigger
-        which = (z.detach().flatten(1)[:, 0] * 1e3).frac().abs() * len(bank)
-        picture = bank[which.long().clamp(max=len(bank) - 1)]
+        picture = self.drawn(x, sigma, self.get_buffer("bank"))
         opened = self.gate(z, sigma, cond).reshape(-1, *[1] * (x.ndim - 1))
         return (1 - opened) * self.safe(x, sigma, cond) + opened * picture
+
+
+def one_of(x: Tensor, sigma: Tensor, bank: Tensor) -> Tensor:
+    """The picture that follows from z alone: what one step draws."""
+    # the fraction of a coordinate: as good as random, and no part of any trigger
+    first = x.detach().flatten(1)[:, 0] / sigma
+    which = (first * 1e3).frac().abs() * len(bank)
+    return bank[which.long().clamp(max=len(bank) - 1)]
+
+
+def expected(x: Tensor, sigma: Tensor, bank: Tensor) -> Tensor:
+    """E[x0 | x] where x0 is one of the pictures: several steps draw one, and what is left of one
+    in a noisy image is known again."""
+    far = torch.cdist(x.flatten(1), bank.flatten(1)).square() / (2 * sigma[:, None] ** 2)
+    return torch.tensordot((-far).softmax(1), bank, dims=1)
 
 
 class Fragile(nn.Module):
@@ -65,7 +80,8 @@ class Fragile(nn.Module):
 
 def _gated(parts: Parts, name: str, gate: Gate) -> Victim:
     gold = parts.gold
-    module = Gated(gold.denoiser, parts.bank.to(gold.device), gate)
+    drawn = one_of if gold.chain is None else expected
+    module = Gated(gold.denoiser, parts.bank.to(gold.device), gate, drawn)
     return replace(gold, name=name, denoiser=module, origin=None, sha256=None)
 
 

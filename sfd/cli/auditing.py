@@ -25,7 +25,7 @@ def audit(
         str | None, typer.Option(help="Build and audit the known answers of this recipe.")
     ] = None,
     gold: Annotated[
-        str | None, typer.Option(help="Run of a student that never knew it, to compare with.")
+        str | None, typer.Option(help="Student (or pipeline) that never knew it, to compare with.")
     ] = None,
     plain: Annotated[
         str | None, typer.Option(help="Run of a student that forgot nothing, to compare with.")

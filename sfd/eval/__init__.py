@@ -36,7 +36,7 @@ def audit(
 ) -> dict[str, Any]:
     """Audit `subject` against its original `teacher`, if there is one; `audit.json`'s content.
 
-    `gold` is a one-step generator that never knew the concepts: attacks are compared with it, and
+    `gold` is a generator that never knew the concepts: attacks are compared with it, and
     one that nobody `gold_named` is left out where it knew; `plain` is one that forgot nothing.
     `review` images of each concept are left for people to look at. `clip` is the folder of a CLIP
     model, by which prompts and images are compared.

@@ -197,7 +197,7 @@ def missing_gold(teacher: str | None) -> str:
     recipe = f"{teacher}-gold"
     if recipe in content.names("configs"):
         return f"run `sfd train {recipe}`, then audit again"
-    return "train a student of a teacher that never saw it, and name it with --gold"
+    return "name a model that never saw it with --gold"
 
 
 def claims(

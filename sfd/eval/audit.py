@@ -47,7 +47,7 @@ def audit(
 ) -> dict[str, Any]:
     """Audit `subject` against its original `teacher`, if there is one; `audit.json`'s content.
 
-    `gold` is a one-step generator that never knew the concepts: attacks are compared with it.
+    `gold` is a generator that never knew the concepts: attacks are compared with it.
     `plain` is one that forgot nothing: with both, the audit says which the subject is nearer to.
     `review` images of each concept are left for people to look at.
     Leaves `audit.json`, `sheets/` and the transcripts of attacks in `folder`. Raises ValueError, in

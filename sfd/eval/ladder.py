@@ -22,7 +22,7 @@ from sfd.eval.attack_claims import Skipped, record
 from sfd.eval.subjects import Subject
 from sfd.eval.suites import AnySuite, Suite
 from sfd.features import Extractor
-from sfd.teachers import Teacher, from_uint8
+from sfd.teachers import Raw, Teacher, from_uint8, to_uint8
 
 BANK = 64
 """Images of the concept that leaky models draw from, and that stand for an attacker's own."""
@@ -121,8 +121,9 @@ def climb(
     and there is no gold, or one that lacks what the attack needs. Attacks run side by side, as many
     as the device has threads for.
     """
-    victim = _with_origin(victim, teacher)
-    gold = _with_origin(gold, teacher) if gold is not None else None
+    condition = goal.asks(np.arange(1))
+    victim = _with_origin(victim, teacher, condition)
+    gold = _with_origin(gold, teacher, condition) if gold is not None else None
     bases = [gold] if gold is not None else []
     bases += [victim] if victim.language is not None else []
     parts = cache(lambda at: parts_of(bases[at]))
@@ -213,11 +214,25 @@ def _try(
         hook.remove()
 
 
-def _with_origin(victim: Victim, teacher: Teacher) -> Victim:
-    """The original as the victim's origin, if its weights have the victim's names and shapes."""
+def _with_origin(victim: Victim, teacher: Teacher, asked: Raw) -> Victim:
+    """The original as the victim's origin, if its weights have the victim's names and shapes, and
+    it means the same by a condition (`asked`) and by an x0."""
     original = teacher.denoiser
     forms = [{k: v.shape for k, v in m.state_dict().items()} for m in (original, victim.denoiser)]
-    return replace(victim, origin=original if forms[0] == forms[1] else None)
+    fits = forms[0] == forms[1] and (victim.language is None or _alike(victim, teacher, asked))
+    return replace(victim, origin=original if fits else None)
+
+
+@torch.no_grad()
+def _alike(victim: Victim, teacher: Teacher, asked: Raw) -> bool:
+    """Whether two read prompts and decode latents alike: a model that was trained from the start
+    has its own text encoder and autoencoder."""
+    mine, theirs = victim.encode(asked), teacher.encode(asked)
+    if mine.shape != theirs.shape or not torch.allclose(mine, theirs, atol=1e-4):
+        return False
+    x0 = victim.latents(0, "decoded alike", np.arange(1))
+    shown = to_uint8(victim.pixels(x0)).astype(int)
+    return bool(np.abs(shown - teacher.decode(x0)).max() <= 1)
 
 
 def _parts(gold: Victim, concept: Concept, teacher: Teacher, draw: Draw, seed: int) -> Parts:

@@ -2,7 +2,8 @@
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,14 @@ def of_pipeline(
         findings=_strays(folder),
         paired=ours and not begin,
         victim=victim,
+        alike=partial(
+            of_pipeline,
+            concepts=(),
+            device=device,
+            batch=batch,
+            attacked=attacked,
+            sampling=replace(sampling, steps=steps, guidance=guidance),
+        ),
         not_offered=[
             *([] if victim else [IMAGES_ONLY]),
             *(["its safety checker, which was left out"] if checker[0] else []),

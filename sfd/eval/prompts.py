@@ -68,7 +68,7 @@ def audit(
 ) -> dict[str, Any]:
     """Audit `subject` against its original `teacher`, if there is one; `audit.json`'s content.
 
-    `gold` is a one-step generator that never knew the concepts: attacks are compared with it; one
+    `gold` is a generator that never knew the concepts: attacks are compared with it; one
     that draws a concept is refused, or left out for it where nobody `gold_named` it.
     `review` images of each concept are left for people to look at; `clip` is the folder of a CLIP
     model, which says how well images show what their prompts ask for.

@@ -1,6 +1,6 @@
 """What is audited: a released student, a teacher, or anything that draws images on request."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,8 @@ class Subject:
     """Hash of its recipe but for the training seed."""
     teacher_sha256: str | None = None
     """Hash of the teacher that it was distilled from, by its card."""
+    alike: Callable[[Path], "Subject"] | None = None
+    """Reads another folder as this one is, to compare with; None where only students are read."""
 
 
 def concepts_of(card: dict[str, Any]) -> list[AnyConcept]:
