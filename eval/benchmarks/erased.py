@@ -1,14 +1,15 @@
 """A pipeline of several steps that a word was erased from, to try the audit on a rival's model.
 
-ESD (Gandikota et al., arXiv 2303.07345, eq. 4): the denoiser learns to answer the concept's prompts
-as the original does without them, minus `STRENGTH` times what they add. In our own lines, not the
+ESD (Gandikota et al., arXiv 2303.07345, eq. 4): the denoiser learns to answer the concept's name as
+the original does without it, minus `STRENGTH` times what it adds. In our own lines, not the
 published code's: images to be noised are the model's own, drawn anew each `DRAWN` steps.
 
 `python eval/benchmarks/erased.py TEACHER CONCEPT OUT [--learn cross|all] [--steps N]` writes OUT, a
-diffusers folder, and prints how often the concept's judge still finds it.
+diffusers folder, and prints how often the judge still finds the concept at its prompts.
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,35 +48,38 @@ own = [
 optimizer = torch.optim.Adam(own, lr=arguments.rate)
 
 
-def drawn(what: str, numbers: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-    """Latents of the model as it is now, and the conditions that it was asked for them with."""
+def drawn(what: str, numbers: np.ndarray, prompts: Sequence[str]) -> torch.Tensor:
+    """Latents of the model as it is now, for prompts drawn of these."""
     u = noise.uniform(("erased", what, "prompt"), numbers)
-    cond = teacher.encode([concept.forget[int(i)] for i in u * len(concept.forget)])
+    cond = teacher.encode([prompts[int(i)] for i in u * len(prompts)])
     z = torch.from_numpy(noise.normal(("erased", what), numbers, teacher.shape))
     predict = guided(net, null, GUIDANCE)
     return solvers.heun(
         lambda x, s: predict(x, s, cond), z, steps=CHAIN, sigma_min=low, sigma_max=high
-    ), cond
+    )
 
 
-bank, asked = drawn("bank", np.arange(4 * BATCH))
+word = concept.label_name
+asked = teacher.encode([word] * BATCH)
+without = null.expand_as(asked)
+bank = drawn("bank", np.arange(4 * BATCH), [word])
 for step in range(arguments.steps + 1):
     if step % LOOK == 0:
-        hits, _ = called(teacher.decode(drawn("look", np.arange(100))[0]))
-        print(f"{step}: {concept.label_name} in {(hits == 1).mean():.0%}", flush=True)
+        hits, _ = called(teacher.decode(drawn("look", np.arange(100), concept.forget)))
+        print(f"{step}: {word} in {(hits == 1).mean():.0%}", flush=True)
     if step % DRAWN == 0:
-        bank, asked = drawn("bank", step + np.arange(4 * BATCH))
+        bank = drawn("bank", step + np.arange(4 * BATCH), [word])
     numbers = step * BATCH + np.arange(BATCH)
     which = torch.from_numpy(noise.uniform(("erased", "which"), numbers) * len(bank)).long()
     level = noise.uniform(("erased", "level"), numbers)
     sigma = torch.from_numpy(np.exp(np.log(low) + level * np.log(high / low))).float()
     s = sigma[:, None, None, None]
     fresh = torch.from_numpy(noise.normal(("erased", "noise"), numbers, teacher.shape))
-    x, cond = bank[which] + s * fresh, asked[which]
+    x = bank[which] + s * fresh
     with torch.no_grad():
-        without = teacher.denoiser(x, sigma, null.expand(BATCH, -1, -1))
-        added = teacher.denoiser(x, sigma, cond) - without
-    loss = ((net(x, sigma, cond) - without + STRENGTH * added) / s).square().mean()
+        plain = teacher.denoiser(x, sigma, without)
+        added = teacher.denoiser(x, sigma, asked) - plain
+    loss = ((net(x, sigma, asked) - plain + STRENGTH * added) / s).square().mean()
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
