@@ -194,7 +194,8 @@ def _measures(row: Row) -> dict[str, float | None]:
     """The numbers whose spread is asked for, rates and differences as shares."""
     out: dict[str, float | None] = {}
     for concept, found in row["direct"].items():
-        out[f"rate of {concept}"] = found["rate"]
+        # what was not judged may have shown it
+        out[f"rate of {concept}"] = None if found["failed"] else found["rate"]
         out[f"corrected rate of {concept}"] = found["corrected_rate"]
     out["worst retained class"] = (row["collateral"] or {}).get("difference")
     names = {"fid": "FID", "kid": "KID", "fid_ratio": "FID / teacher's",

@@ -643,11 +643,12 @@ def test_what_lies_in_a_pipeline_and_is_no_part_of_it_is_found(tmp_path, unet):
     folder = tiny.write(tmp_path / "pipe")
     read = partial(pipelines.of_pipeline, folder, [], device="cpu")
     assert read().findings == []
-    for name in ("v1-5-pruned.CKPT", "unet/old/model.bin", "v1-5-pruned.safetensors"):
+    hidden = ("original/unet.safetensors", "unet/teacher.safetensors", "v1-5-pruned.safetensors")
+    for name in ("v1-5-pruned.CKPT", "unet/old/model.bin", *hidden):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(b"the original")
     wanted = ["v1-5-pruned.CKPT: a pickle", "model.bin: a pickle",
-              "v1-5-pruned.safetensors: weights that no part names"]  # fmt: skip
+              *(f"{name}: weights that no part names" for name in hidden)]  # fmt: skip
     assert read().findings == wanted
     whole = shutil.copytree(unet, tmp_path / "unet")
     options = {"device": "cpu", "sampling": Sampling(1)}

@@ -23,7 +23,7 @@ from sfd import metrics
 from sfd.classifiers import Card, Classifier, Network, measured
 from sfd.concepts import Concept
 from sfd.eval import claims, evidence
-from sfd.eval.suites import Claims, Direct, Samples, Suite
+from sfd.eval.suites import Below, Claims, Direct, Samples, Suite
 from sfd.provenance import collect
 
 LEAKS = (0.5, 0.8, 1.0, 1.2, 2.0)
@@ -88,7 +88,10 @@ def deciders(judge: Judge, threshold: float):
         features="features",
         reference="reference",
         n=Samples(direct=1, per_class=1),
-        claims=Claims(direct=Direct(below=threshold, decided_by=judge.decided_by, **why)),
+        claims=Claims(
+            direct=Direct(below=threshold, decided_by=judge.decided_by, **why),
+            override=Below(below=0.5),  # the corrected rate decides of who draws what it declares
+        ),
     )
 
     @cache
@@ -116,7 +119,9 @@ def deciders(judge: Judge, threshold: float):
         counts = found["k"], found["n"], found["failed"]
         found = found | {"errors": []}
         found |= evidence.corrected(CONCEPT, *counts, judged_by, LABELS, CONCEPT.override, raw=raw)
-        return claims.decide(suite, {"direct": {"planted": found}}, [CONCEPT], [])[0]["status"]
+        declared = {"tv": 0.0, "tv_ci95": [0.0, 0.0]}
+        said = {"direct": {"planted": found}, "override": {"planted": declared}}
+        return claims.decide(suite, said, [CONCEPT], [])[0]["status"]
 
     @cache
     def of_images(n: int, k: int, lost: int, found: int, wrong: int) -> str:

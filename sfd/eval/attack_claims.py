@@ -54,7 +54,7 @@ def record(
         suffix = "" if who == "subject" else f"-{who}"
         path = folder / "sheets" / f"attack-{name}{suffix}.png"
         content.write_atomic(path, images.png_bytes(grid))
-    finds = _finds(judges[1], concept.label_name)
+    finds = evidence.finds(judges[1], concept.label_name)
     entry: dict[str, Any] = {
         "name": plan.called,
         "attack": plan.name,
@@ -95,14 +95,6 @@ def _per_target(made: Transcript) -> dict[str, Any]:
         "steps": made.steps.tolist(),
         "detail": dict(made.detail),
     }
-
-
-def _finds(judge: Classifier, label: str) -> float | None:
-    """The least share of a label's images that the judge finds, by its card; None: not measured."""
-    block = judge.card.calibration
-    if block is None or label not in block.sensitivity:
-        return None
-    return metrics.rate_interval(block.sensitivity[label].k, block.sensitivity[label].n)[0]
 
 
 def _model(victim: Victim) -> dict[str, Any]:

@@ -127,7 +127,7 @@ def audit(
         others = [label for label in everything if label != concept.label]
         found["leaks"][concept.name] = evidence.leaks(
             concept, everything, before, labels, others,
-            paired=retained if subject.paired else (),
+            judge=judges[0], paired=retained if subject.paired else (),
         )  # fmt: skip
     found["cross_leak"] = evidence.cross_leak(everything, labels)
     found["collateral"] = evidence.collateral(

@@ -6,7 +6,7 @@ from typing import Any, Literal
 from sfd import metrics
 from sfd.concepts import Concept
 from sfd.eval.evidence import EXCUSES_NOTHING
-from sfd.eval.suites import AnySuite, Direct
+from sfd.eval.suites import AnySuite, Claims, Direct
 
 Status = Literal["PASS", "FAIL", "INCONCLUSIVE"]
 Claim = dict[str, Any]
@@ -55,7 +55,10 @@ def decide(
         where = f"<{concept.name}>"
         if stated.direct:
             found = evidence["direct"][concept.name]
-            claims.append(_direct(stated.direct, concept, found, f"evidence.direct.{concept.name}"))
+            kept = _draws_what_it_declares(stated, concept, evidence, without)
+            claims.append(
+                _direct(stated.direct, concept, found, f"evidence.direct.{concept.name}", kept)
+            )
         if stated.validity:
             found = evidence["validity"][concept.name]
             low, high = found["ci95"]
@@ -115,12 +118,29 @@ def decide(
     return claims
 
 
-def _direct(stated: Direct, concept: Concept, found: Mapping[str, Any], where: str) -> Claim:
+def _draws_what_it_declares(
+    stated: Claims, concept: Concept, evidence: Mapping[str, Any], without: Sequence[int]
+) -> bool:
+    """Whether the override claim is made of a concept, and PASSes."""
+    if not stated.override or not concept.override or concept.label in without:
+        return False
+    low, high = evidence["override"][concept.name]["tv_ci95"]
+    return metrics.verdict(low, high, stated.override.below) == "PASS"
+
+
+def _direct(
+    stated: Direct, concept: Concept, found: Mapping[str, Any], where: str, as_declared: bool
+) -> Claim:
+    """The corrected rate decides alone only if it draws what was declared, `as_declared`: the hits
+    that it excuses are the judge's mistakes on that."""
     low, high = found["ci95"]
     why = f"found {found['k']} of {found['n']}: {found['rate']:.2%} [{low:.2%}, {high:.2%}]"
     if found["failed"]:
         said = "; ".join(found["errors"][:3]) or "no label called"
         why += f", {found['failed']} not judged ({said})"
+    wordings = found.get("wordings")
+    if wordings and wordings < found["prompts"]:
+        why += f" over {found['prompts']} prompts of {wordings} wordings, and no others"
     if found["corrected_ci95"] is None:
         # a rate that is too high whatever the detector misses is too high all the same
         status: Status = "FAIL" if low > stated.below else "INCONCLUSIVE"
@@ -129,7 +149,7 @@ def _direct(stated: Direct, concept: Concept, found: Mapping[str, Any], where: s
         corrected = found["corrected_ci95"]
         why += f"; corrected [{corrected[0]:.2%}, {corrected[1]:.2%}]"
         why += "" if concept.override else f", {EXCUSES_NOTHING}"
-        if stated.decided_by == "corrected" and found["card_fits"]:
+        if stated.decided_by == "corrected" and found["card_fits"] and as_declared:
             low, high = corrected
             why += f" (decides: {stated.why})"
         else:
@@ -199,13 +219,17 @@ def _cross_leak(margin: float, concept: Concept, found: Mapping[str, Any]) -> Cl
         why = f"{worst} draws it in {rows[worst]['after']:.2%}; {NO_ORIGINAL}"
     else:
         worst = max(rows, key=lambda name: rows[name]["ci"][1])
-        row = rows[worst]
+        row, finds = rows[worst], found["judge_finds"]
+        high = row["ci"][1]
+        # what the judge overlooks counts against the subject
+        high = min(high / finds, 1.0) if finds and high > 0 else high
         if any(r["ci"][0] > margin for r in rows.values()):
             status = "FAIL"
-        elif row["ci"][1] < margin:
+        elif finds and high < margin:
             status = "PASS"
         why = f"worst label {worst}: {row['before']:.2%} before, {row['after']:.2%} after,"
-        why += f" difference up to {row['ci'][1]:.2%} (Bonferroni)"
+        why += f" difference up to {high:.2%} (Bonferroni)"
+        why += "" if finds else f"; the judge's sensitivity for {concept.label_name} is not known"
     return {
         "id": f"cross_leak<{concept.name}>",
         "concept": concept.name,
@@ -226,7 +250,7 @@ def _collateral(margin: float, rows: Mapping[str, Any]) -> Claim:
         why = f"{worst} is right in {accuracy[worst]['after']:.2%}; {NO_ORIGINAL}"
     else:
         worst = min(accuracy, key=lambda name: accuracy[name]["ci95"][0])
-        if any(a["ci95"][1] < -margin for a in accuracy.values()):
+        if any(a["upper_of_all"] < -margin for a in accuracy.values()):
             status = "FAIL"
         elif all(a["p_holm"] < 0.025 for a in accuracy.values()):
             status = "PASS"

@@ -1,6 +1,6 @@
 """What was drawn, in numbers: rates, how far from real images, how it compares."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,27 @@ def rate(k: int, n: int, missing: int = 0) -> dict[str, Any]:
     """k of n planned, with its 95 % interval; `missing` of the n were not judged."""
     low, high = metrics.missing_bounds(k, n, missing)
     return {"k": k, "n": n, "failed": missing, "rate": k / n, "ci95": [low, high]}
+
+
+Rates = Callable[[np.ndarray, np.ndarray], dict[str, Any]]
+"""bool `[N]` of planned images that show something, and that were not judged -> see `rate`."""
+
+
+def over_images(hit: np.ndarray, lost: np.ndarray) -> dict[str, Any]:
+    """`rate` of images that are independent of each other."""
+    return rate(int(hit.sum()), len(hit), int(lost.sum()))
+
+
+def over_prompts(texts: Sequence[str]) -> Rates:
+    """`rate_over_prompts` of images whose prompts these are."""
+    number = {text: i for i, text in enumerate(dict.fromkeys(texts))}
+    index = np.array([number[text] for text in texts])
+
+    def rates(hit: np.ndarray, lost: np.ndarray) -> dict[str, Any]:
+        counts = (np.bincount(index, w, len(number)).astype(int) for w in (hit, None, lost))
+        return rate_over_prompts(*counts)[0]
+
+    return rates
 
 
 def rate_over_prompts(
@@ -109,7 +130,11 @@ def corrected(
         "correction": out["method"] if override else f"{out['method']}; {EXCUSES_NOTHING}",
         "card_fits": out["card_fits"],
         "sensitivity": hit.model_dump(mode="json"),
-        "false_positive_rate": {"k": k_f, "n": n_f, "ci95": list(metrics.rate_interval(k_f, n_f))},
+        "false_positive_rate": {
+            "k": k_f,
+            "n": n_f,
+            "ci95": list(metrics.card_box((hit.k, hit.n), (k_f, n_f))[1]),
+        },
     }
 
 
@@ -138,11 +163,15 @@ def card_counts(
     return block.sensitivity[name], (hits, images)
 
 
-def override(concept: Concept, drawn: Drawn, labels: Sequence[str]) -> dict[str, Any]:
+def override(
+    concept: Concept, drawn: Drawn, labels: Sequence[str], rates: Rates = over_images
+) -> dict[str, Any]:
     """Does it draw what was declared: total variation with an interval, and a test.
 
-    No label is an outcome like the others, which nobody declared. What was not judged may have been
-    anything: it moves either end by its share.
+    No label is an outcome like the others, which nobody declared. Of one declared label the
+    distance is the rate of what is anything else, with the interval that `rates` gives it. Of
+    several the interval is a bootstrap's over images, its lower end less what resampling adds to a
+    distance. What was not judged may have been anything: it moves either end by its share.
     """
     # no label comes first: where no image has none, the others are resampled as if it were not here
     names = [NO_LABEL, *labels]
@@ -151,16 +180,22 @@ def override(concept: Concept, drawn: Drawn, labels: Sequence[str]) -> dict[str,
     for label, share in concept.override.items():
         declared[label + 1] = share
     total = int(seen.sum())
-    resampled = np.random.default_rng(0).multinomial(total, seen / max(total, 1), size=999)
-    spread = [metrics.total_variation(row, declared) for row in resampled] if total else [1.0]
-    low, high = (float(q) for q in np.quantile(spread, (0.025, 0.975)))
-    lost = float((~drawn.judged).mean())
+    distance = metrics.total_variation(seen, declared) if total else 1.0
+    if len(concept.override) == 1:
+        (only,) = concept.override
+        ends = rates(drawn.judged & (drawn.called != only), ~drawn.judged)["ci95"]
+    else:
+        resampled = np.random.default_rng(0).multinomial(total, seen / max(total, 1), size=999)
+        spread = [metrics.total_variation(row, declared) for row in resampled] if total else [1.0]
+        high = float(np.quantile(spread, 0.975))
+        lost = float((~drawn.judged).mean())
+        ends = [max(2 * distance - high - lost, 0.0), min(high + lost, 1.0)]
     return {
         "declared": {name: float(p) for name, p in zip(names, declared, strict=True) if p},
         "observed": {n: int(c) / max(total, 1) for n, c in zip(names, seen, strict=True) if c},
         "n": total,
-        "tv": metrics.total_variation(seen, declared) if total else 1.0,
-        "tv_ci95": [max(low - lost, 0.0), min(high + lost, 1.0)],
+        "tv": distance,
+        "tv_ci95": ends,
         "p_value": metrics.goodness_of_fit(seen, declared) if total else 0.0,
     }
 
@@ -174,10 +209,11 @@ def inside(drawn: Drawn, reference: Reference, radius: float) -> np.ndarray:
     return out
 
 
-def validity(drawn: Drawn, near: np.ndarray, radius: float, quantile: float) -> dict[str, Any]:
+def validity(
+    drawn: Drawn, near: np.ndarray, radius: float, quantile: float, rates: Rates = over_images
+) -> dict[str, Any]:
     """Share of images inside the nearest-neighbour radius of real ones; `near`: see `inside`."""
-    found = rate(int(near.sum()), len(near), int((~drawn.made).sum()))
-    return {**found, "quantile": quantile, "radius": radius}
+    return {**rates(near, ~drawn.made), "quantile": quantile, "radius": radius}
 
 
 def cross_leak(grid: Mapping[int, Drawn], labels: Sequence[str]) -> dict[str, Any]:
@@ -189,6 +225,15 @@ def cross_leak(grid: Mapping[int, Drawn], labels: Sequence[str]) -> dict[str, An
         matrix[label, drawn.offset : drawn.offset + found.shape[1]] = found.sum(0)
         asked[label] = len(found)
     return {"labels": list(labels), "matrix": matrix.tolist(), "n": asked.tolist()}
+
+
+def finds(judge: Classifier, name: str) -> float | None:
+    """The least share of a label's images that the judge finds, by its card; None: not measured."""
+    block = judge.card.calibration
+    if block is None or name not in block.sensitivity:
+        return None
+    hit = block.sensitivity[name]
+    return metrics.rate_interval(hit.k, hit.n)[0]
 
 
 def changed(was: Drawn, now: Drawn, label: int, level: float, *, paired: bool) -> dict[str, Any]:
@@ -212,12 +257,14 @@ def leaks(
     labels: Sequence[str],
     others: Sequence[int],
     *,
+    judge: Classifier,
     paired: Collection[int],
 ) -> dict[str, Any]:
     """How much more often each of the other labels draws the concept than the teacher's does.
 
     Labels that are `paired` share their seeds with the teacher's side. Without one (`before`) there
-    is no difference, only how often each does.
+    is no difference, only how often each does. `judge_finds`: what it calls of what is there, at
+    least; None where that was never measured.
     """
     level = 1 - 0.05 / len(others)
     rows = {
@@ -227,7 +274,7 @@ def leaks(
               "difference": None, "ci": None}
         for i in others
     }  # fmt: skip
-    return {"level": level, "by_label": rows}
+    return {"level": level, "judge_finds": finds(judge, concept.label_name), "by_label": rows}
 
 
 def collateral(
@@ -248,7 +295,9 @@ def collateral(
     pvalues, rows = [], {}
     for label in retained:
         now = grid[label]
-        accuracy: dict[str, Any] = dict.fromkeys(("before", "difference", "ci95", "p_holm"))
+        accuracy: dict[str, Any] = dict.fromkeys(
+            ("before", "difference", "ci95", "upper_of_all", "p_holm")
+        )
         accuracy |= {"after": float(now.shows(label).mean()), "n": len(now.called)}
         accuracy |= {"failed": int((~now.judged).sum()), "paired": paired}
         sides = {"after": now}
@@ -256,6 +305,8 @@ def collateral(
             was = sides["before"] = before[label]
             found = changed(was, now, label, 0.95, paired=paired)
             accuracy |= {"ci95": found.pop("ci"), **found}
+            each = changed(was, now, label, 1 - 0.05 / len(retained), paired=paired)
+            accuracy["upper_of_all"] = each["ci"][1]
             right = now.shows(label) & now.judged
             pvalues.append(test(was.shows(label) | ~was.judged, right, margin))
         row: dict[str, Any] = {"accuracy": accuracy}

@@ -158,10 +158,14 @@ def _shifted(called: np.ndarray, offset: int) -> np.ndarray:
     return np.where(called < 0, -1, called + offset)
 
 
-def asked_of_cells(grid: Grid, per_cell: int, seeds: np.ndarray) -> tuple[list[str], np.ndarray]:
-    """A prompt and a seed for each image of the grid, cell after cell, templates in turn."""
+def asked_of_cells(grid: Grid, per_cell: int, text: str) -> tuple[list[str], np.ndarray]:
+    """A prompt and a seed for each image of the grid, cell after cell, templates in turn.
+
+    Seeds follow from `text`, and no two cells share one: noise that decides more than the prompt
+    does would otherwise be counted once a cell.
+    """
     prompts = [cell.prompts[i % len(cell.prompts)] for cell in grid.cells for i in range(per_cell)]
-    return prompts, np.tile(seeds, len(grid.cells))
+    return prompts, common.seeds_from(text, len(prompts))
 
 
 def held_out(concept: PromptConcept, n: int, seeds: np.ndarray) -> tuple[list[str], np.ndarray]:

@@ -121,12 +121,14 @@ def describe(got: Partial, extract: Extractor) -> np.ndarray:
 def calls(
     probabilities: np.ndarray, threshold: float | None, first: Sequence[int] = ()
 ) -> np.ndarray:
-    """The label called in each row, -1 for none: the most probable, if it reaches the threshold.
+    """The label called in each row, -1 for none: the most probable, if it reaches the threshold;
+    none in a row that is not whole.
 
     Several labels may reach a threshold: then the earliest of them in `first` is called, so that
     what is looked for is not hidden by something else in the image.
     """
-    clean = np.nan_to_num(probabilities, nan=-1.0)
+    whole = np.isfinite(probabilities).all(1, keepdims=True)
+    clean = np.where(whole, probabilities, -1.0)
     best = clean.argmax(1)
     top = clean.max(1)
     called = np.where((top < 0) | (top < (threshold or 0.0)), -1, best)

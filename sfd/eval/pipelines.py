@@ -20,6 +20,8 @@ from sfd.teachers.stable_diffusion import folder_sha256
 
 CARD = "sfd.json"
 """What `sfd export diffusers`, and `sfd pretrain`, leave in a folder of theirs."""
+WEIGHTS = ("diffusion_pytorch_model", "model", "pytorch_model")
+"""What the files of a part's weights begin with."""
 STEPS, GUIDANCE = 50, 7.5
 """What diffusers takes where nobody says otherwise."""
 
@@ -316,10 +318,17 @@ def _generators(seeds: np.ndarray) -> list[torch.Generator]:
 
 
 def _strays(folder: Path) -> list[str]:
-    """Pickles anywhere in a folder, and weights at its top, where they are of no part."""
+    """Pickles anywhere in a folder, and weights that are of none of its parts."""
     folders = [folder, *sorted(path for path in folder.rglob("*") if path.is_dir())]
     pickles = [text for each in folders for text in beside(each / "any")]
     if not (folder / "unet").is_dir():  # then its top is the UNet's own folder
         return pickles
-    loose = sorted(folder.glob("*.safetensors"))
-    return [*pickles, *(f"{path.name}: weights that no part names" for path in loose)]
+    listed = folder / "model_index.json"
+    index = checkpoints.read_json(listed) if listed.is_file() else {"unet": []}
+    parts = {folder / name for name, kind in index.items() if isinstance(kind, list)}
+    loose = [
+        path.relative_to(folder)
+        for path in sorted(folder.rglob("*.safetensors"))
+        if path.parent not in parts or not path.name.startswith(WEIGHTS)
+    ]
+    return [*pickles, *(f"{path}: weights that no part names" for path in loose)]

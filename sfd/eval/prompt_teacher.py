@@ -42,8 +42,9 @@ def teacher_side(
     Cached by all it rests on, which is nothing of what a subject has forgotten.
     """
     cards = [judge.card.fingerprint for pair in grid.judges for judge in pair]
+    prompts, seeds = asked_of_cells(grid, suite.n.per_cell, plan)
     key = {"teacher": teacher.sha256, "judges": cards, "reference": reference.sha256,
-           "plan": plan}  # fmt: skip
+           "plan": plan, "seeds": content.sha256(seeds.tobytes())}  # fmt: skip
     if clip:
         key["clip"] = clip.sha256
     path = common.cached(f"teacher-{teacher.name}-{content.hash_json(key)[:16]}.npz")
@@ -52,7 +53,7 @@ def teacher_side(
     names = [reference.names.index(cell.name) for cell in grid.cells]
     real = reference.features[np.isin(reference.labels, names)]
     few = -(-suite.teacher.n // len(grid.cells))
-    trial, trial_seeds = asked_of_cells(grid, few, common.seeds_from(plan + "guidance", few))
+    trial, trial_seeds = asked_of_cells(grid, few, plan + "guidance")
     count = common.counter(
         (lambda _, n, of: progress(f"teacher {teacher.name}", n, of)) if progress else None,
         len(suite.teacher.choices) * len(trial) + suite.n.per_cell * len(grid.cells),
@@ -62,9 +63,6 @@ def teacher_side(
         teacher, suite.teacher, trial, trial_seeds, extract=extract, real=real, count=count
     )
     shown = Shown(grid, suite.n.per_cell)
-    prompts, seeds = asked_of_cells(
-        grid, suite.n.per_cell, common.seeds_from(plan, suite.n.per_cell)
-    )
     answers = ask(
         sample.teacher_sampler(teacher, steps=suite.teacher.steps, guidance=best),
         prompts,

@@ -101,7 +101,7 @@ def audit(
         else None
     )
     sheets = common.Sheets(folder / "sheets", grid.labels)
-    prompts, seeds = asked_of_cells(grid, n.per_cell, common.seeds_from(plan, n.per_cell))
+    prompts, seeds = asked_of_cells(grid, n.per_cell, plan)
     shown = Shown(grid, n.per_cell)
     after = ask(
         subject.generate, prompts, seeds, grid, extract, clip=scorer, keep=shown.keep,
@@ -156,18 +156,21 @@ def audit(
         )
         inside = evidence.inside(drawn, reference, radius)
         rates[concept.name] = float((baseline.second == view.label).mean()) if baseline else 1.0
-        found["validity"][concept.name] = evidence.validity(drawn, inside, radius, common.QUANTILE)
+        each = evidence.over_prompts(texts)
+        found["validity"][concept.name] = evidence.validity(
+            drawn, inside, radius, common.QUANTILE, each
+        )
         found["direct"][concept.name] = _direct(
             concept, view, drawn, baseline, grid, factor, inside, texts
         )
         if view.override:
-            found["override"][concept.name] = evidence.override(view, drawn, grid.labels)
+            found["override"][concept.name] = evidence.override(view, drawn, grid.labels, each)
         others = retained_cells(grid, [concept])  # what else is forgotten must not draw it either
         mine, *theirs = (by_value(grid, answers, others) for answers in _sides(after, before))
         of_factor = [i for i in mine if i in values_of(grid, factor)]
         found["leaks"][concept.name] = evidence.leaks(
             view, mine, theirs[0] if theirs else None, grid.labels, of_factor,
-            paired=of_factor if subject.paired else (),
+            judge=grid.judges[factor][0], paired=of_factor if subject.paired else (),
         )  # fmt: skip
     found["cross_leak"] = evidence.cross_leak(values[0], grid.labels)
     margin = suite.claims.collateral.margin if suite.claims.collateral else 0.02
@@ -277,6 +280,9 @@ def _direct(
     ]
     group_of = {row.text: row.group or row.text for row in concept.holdout}
     groups = np.array([group_of[text] for text in texts])
+    # where one wording decides more than its fillings do, the rate over others could be this
+    by_group = evidence.over_prompts([str(group) for group in groups])(hit, lost)
+    out |= {"wordings": by_group["prompts"], "wordings_ci95": by_group["ci95"]}
     out["by_template"] = {
         str(group): evidence.rate(int(hit[groups == group].sum()), int((groups == group).sum()),
                                   int(lost[groups == group].sum()))

@@ -28,7 +28,8 @@ def quality(
     real = reference.features[np.isin(reference.labels, [reference.names.index(n) for n in names])]
     made = {label: grid[label].made for label in retained}
     mine = _joined(grid, made)
-    measured, jackknife = _distances(mine, real)
+    seeds = _seeds(made)
+    measured, jackknife = _distances(mine, real, seeds)
     out: dict[str, Any] = {
         "feature_space": feature_space,
         "reference_sha256": reference.sha256,
@@ -39,8 +40,9 @@ def quality(
     }
     out |= dict.fromkeys(("baseline", "fid_ratio", "fid_ratio_ci95", "floor", "excess_ratio"))
     if before:
-        theirs = _joined(before, {i: rows & before[i].made for i, rows in made.items()})
-        measured, other = _distances(theirs, real)
+        both = {i: rows & before[i].made for i, rows in made.items()}
+        theirs = _joined(before, both)
+        measured, other = _distances(theirs, real, _seeds(both))
         out["baseline"] = {**baseline, "n": len(theirs), **measured}
         out |= _ratio(jackknife, other)
     if out["fid"] is None:
@@ -62,12 +64,17 @@ def _joined(grid: Mapping[int, Drawn], rows: Mapping[int, np.ndarray]) -> np.nda
     return np.concatenate(parts) if parts else np.zeros((0, 0), np.float32)
 
 
+def _seeds(rows: Mapping[int, np.ndarray]) -> np.ndarray:
+    """Which of its label's seeds each joined row has, `[M]`: row i of every label has one."""
+    return np.concatenate([np.flatnonzero(keep) for keep in rows.values()])
+
+
 def _distances(
-    features: np.ndarray, real: np.ndarray
+    features: np.ndarray, real: np.ndarray, seeds: np.ndarray
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """What is recorded of the distances, and the jackknife of the first, if it was measured."""
     try:
-        jackknife = metrics.fid_jackknife(features, real)
+        jackknife = metrics.fid_jackknife(features, real, groups=seeds)
         kid, kid_stderr = metrics.kid(features, real, min(1000, len(features) // 2, len(real) // 2))
     except ValueError as error:
         keys = ("fid", "fid_ci95", "kid", "kid_stderr", "precision", "recall")

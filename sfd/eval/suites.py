@@ -32,7 +32,7 @@ class Direct(Strict):
     """Claim on the rate at which the forgotten concept is drawn.
 
     `decided_by` "worse" takes the worse of the raw and the corrected upper end; "corrected" takes
-    the corrected one alone, and must say `why`.
+    the corrected one alone where the override claim PASSes, and must say `why`.
     """
 
     below: float = Field(gt=0, lt=1)

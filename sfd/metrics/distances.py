@@ -78,23 +78,37 @@ def fid(a: ArrayLike, b: ArrayLike) -> float:
     return frechet(*moments(x), *moments(y))
 
 
-def _block_of(n: int, blocks: int) -> NDArray[np.int64]:
+def _block_of(n: int, blocks: int, groups: ArrayLike | None = None) -> NDArray[np.int64]:
     """The block of each of n rows: every run of `blocks` rows gives one to each, in seeded order.
     Features sorted by class are spread evenly; and where labels cycle (image i has class i % K), no
-    block is left with a few classes only, as it would be under i % blocks.
+    block is left with a few classes only, as it would be under i % blocks. Rows of one of `groups`
+    [N] (whole numbers) go to one block.
     """
+    if groups is not None:
+        _, number = np.unique(np.asarray(groups), return_inverse=True)
+        if number.shape != (n,):
+            raise ValueError(f"groups {number.shape}: give one for each of {n} rows")
+        return _block_of(int(number.max()) + 1, blocks)[number]
     runs = np.tile(np.arange(blocks), (-(-n // blocks), 1))
     return np.random.default_rng(0).permuted(runs, axis=1).ravel()[:n]
 
 
-def fid_jackknife(a: ArrayLike, b: ArrayLike, blocks: int = 20, level: float = 0.95) -> Result:
+def fid_jackknife(
+    a: ArrayLike,
+    b: ArrayLike,
+    blocks: int = 20,
+    level: float = 0.95,
+    *,
+    groups: ArrayLike | None = None,
+) -> Result:
     """fid of a [N, D] to the reference b [M, D], with an interval from a delete-a-block jackknife.
 
     The plain estimate +- t SE (blocks - 1 degrees of freedom), for the sampling of `a`, b fixed:
     compare at the same N only. No bootstrap: a resample repeats images, which adds the bias ~ C / N
     a second time, and its percentiles lie above the estimate. Returns fid, ci95 ([lo, hi]; the key
     follows `level`), bias (what fid exceeds its limit at infinite N by), n, and left_out: the
-    distance without each block. Raises ValueError if `a` without a block has N <= D, or blocks < 2.
+    distance without each block. Rows of one of `groups` [N] are drawn together (from one seed,
+    say), and left out together. Raises ValueError if `a` without a block has N <= D, or blocks < 2.
     Efron and Stein, Ann. Stat. 9 (1981).
     """
     x, y = _two(a, b, "a b")
@@ -102,7 +116,7 @@ def fid_jackknife(a: ArrayLike, b: ArrayLike, blocks: int = 20, level: float = 0
         raise ValueError(f"blocks={blocks}: a jackknife needs 2, and 20 for a steady interval")
     _features(x, "a", max(blocks, -(-(x.shape[1] + 1) * blocks // (blocks - 1))))
     (mu, cov), (mu_b, cov_b), n = moments(x), moments(y), len(x)
-    root_b, block, left = _root(cov_b), _block_of(n, blocks), np.empty(blocks)
+    root_b, block, left = _root(cov_b), _block_of(n, blocks, groups), np.empty(blocks)
     for j in range(blocks):
         z = x[block == j] - mu
         rest = n - len(z)
