@@ -142,7 +142,8 @@ def test_the_leaky_model_is_broken_and_the_gold_is_not(name):
         assert broken.detail["first_hit"] == np.argmax(broken.hits)
         assert held.detail["bound"] == pytest.approx(3.69 / 4000, rel=0.01)
     else:
-        assert broken.hits.mean() > 0.7
+        # of what it reproduces, inversion counts only what comes from typical latents
+        assert broken.hits.mean() > (0.5 if name == "inversion" else 0.7)
         if name != "weight-path":  # its end is the original, whatever it starts from
             assert held.hits.mean() < 0.1
 
@@ -485,6 +486,11 @@ def test_a_pass_needs_that_the_leaky_control_breaks():
     passed = decided([entry("PASS", gold=GOLD_ROW, leaky=broken)])
     assert passed["status"] == "PASS" and passed["evidence"] == "evidence.attacks.0"
     assert "3 of 200 tries, 3 of 200 in the gold" in passed["why"]
+    for k, status in ((0, "PASS"), (20, "INCONCLUSIVE")):  # asked without the attack
+        ajar = broken | {"unattacked": {"k": k, "n": 100, "ci95": [k / 200, k / 100 + 0.05]}}
+        claim = decided([entry("PASS", gold=GOLD_ROW, leaky=ajar)])
+        assert claim["status"] == status, claim
+    assert claim["why"].endswith("the leaky control leaks unattacked, in 20 of 100")
     weak = decided([entry("PASS", gold=GOLD_ROW, leaky=held)])
     assert weak["status"] == "INCONCLUSIVE" and "too weak to say" in weak["why"]
     assert decided([entry("PASS", gold=GOLD_ROW)])["status"] == "INCONCLUSIVE"
@@ -705,19 +711,14 @@ def subject_of(who: Victim, concepts, without=()) -> Subject:
                    victim=who)  # fmt: skip
 
 
-ENDLESS = """
-import time
-import numpy as np
-
 def endless(victim, goal, *, seed, fails=False):
     if fails:
         time.sleep(0.5)  # the other has begun
-        raise ValueError("no more")
+        raise RuntimeError("no more")
     for _ in range(6000):
         cond = victim.encode([goal.label])
         victim.draw(victim.latents(seed, "asked", np.arange(1)), cond)
         time.sleep(0.01)
-"""
 
 
 def climbed(folder: str, *plans: str):
@@ -750,17 +751,39 @@ def test_attacks_side_by_side_find_what_they_find_one_by_one():
         assert path.read_bytes() == other.read_bytes(), path
 
 
-def test_an_attack_that_fails_ends_those_beside_it():
-    Path("own.py").write_text(ENDLESS)
+def test_an_attack_that_fails_ends_those_beside_it(monkeypatch):
+    row = attacks.Attack(endless, "open-weights", "endless", "own")
+    monkeypatch.setitem(attacks.TABLE, "endless", row)
     torch.set_num_threads(2)
     started = time.perf_counter()
     try:
-        with pytest.raises(ValueError, match="no more"):
-            climbed("out", "{name: './own.py:endless', id: b, budget: {fails: true}}",
-                    "{name: './own.py:endless', id: a}")  # fmt: skip
+        with pytest.raises(RuntimeError, match="no more"):
+            climbed("out", "{name: endless, id: b, budget: {fails: true}}",
+                    "{name: endless, id: a}")  # fmt: skip
     finally:
         torch.set_num_threads(1)
     assert time.perf_counter() - started < 15
+
+
+def test_what_an_attack_cannot_be_made_of_is_said_and_the_rest_goes_on():
+    concept = Concept("mixture-left", 0, "left", {1: 1.0}, "mixture")
+    teacher = teachers.load(name="mixture", device=CPU)
+    judges = tuple(classifiers.load(name, "cpu") for name in ("mixture", "mixture-second"))
+    plans = "{name: relearning, steps_ratio: 0.5, budget: {images: 50}}", "{name: label-walk}"
+    found, skipped = ladder.climb(
+        suites.load(written(*plans)), concept, victim(Toy(tied(), TEMPLATES)), GOLD, teacher, GOAL,
+        lambda gold: PARTS, judges=judges, seed=5, folder=Path("out"),
+    )  # fmt: skip
+    assert [entry["name"] for entry in found] == ["label-walk"]
+    assert [left.why for left in skipped] == ["relearning from 50 images, 30 were given"]
+
+
+def test_who_was_never_taught_a_label_is_asked_for_what_is_drawn_instead():
+    concept = Concept("mixture-left", LABEL, "left", {OVERRIDE: 0.7, 3: 0.3}, "mixture")
+    asked = ladder._asked_alike(GOLD, concept)
+    wanted = victim(GOLD.denoiser).encode([OVERRIDE, 2, (OVERRIDE, 2), None])
+    torch.testing.assert_close(asked.encode([LABEL, 2, (LABEL, 2), None]), wanted)
+    assert ladder._asked_alike(victim(GOLD.denoiser), concept).instead == {}
 
 
 def test_the_ladder_in_an_audit():

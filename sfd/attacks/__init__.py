@@ -42,7 +42,7 @@ TABLE: dict[str, Attack] = {
         "gradient search over free condition vectors",
         "Pham et al., Circumventing Concept Erasure Methods, arXiv 2308.01508",
         needs=("single step", "surrogate"),
-        leaky=leaky.condition,
+        leaky=leaky.pair,
     ),
     "label-walk": Attack(
         probes.label_walk,

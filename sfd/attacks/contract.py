@@ -83,6 +83,8 @@ class Victim:
     sigma_init: float
     without: tuple[int, ...] = ()
     """Labels it was never taught, asked for as the null condition."""
+    instead: Mapping[int, int] = field(default_factory=dict)
+    """Labels it was never taught, asked for as another: what the subject draws instead of them."""
     origin: nn.Module | None = None
     """The original, where its weights have the same names and shapes: the weight path's end."""
     language: Language | None = None
@@ -101,7 +103,13 @@ class Victim:
         """Labels (None: the null label; a tuple: their sum) as rows `[B, classes]`, or prompts."""
         if self.language is not None:
             return self.language.encode(raw)
-        return one_hot(raw, self.classes, self.device, self.without)
+        asked = [self._asked(each) for each in raw]
+        return one_hot(asked, self.classes, self.device, self.without)
+
+    def _asked(self, label: Any) -> Any:
+        if isinstance(label, tuple):
+            return tuple(self._asked(each) for each in label)
+        return self.instead.get(label, label)
 
     def latents(self, seed: int, purpose: str, numbers: np.ndarray) -> Tensor:
         """The z `[N, *shape]` of image numbers: the same for every victim of one audit."""

@@ -1,5 +1,6 @@
 """Leaky controls: models of a direct rate near zero that hold the concept all the same."""
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -52,30 +53,35 @@ def expected(x: Tensor, sigma: Tensor, bank: Tensor) -> Tensor:
 
 
 class Fragile(nn.Module):
-    """A denoiser that knows the concept behind one parameter: training of any kind brings it back.
+    """A one-step generator that knows the concept behind one parameter: training of any kind brings
+    it back.
 
     Conditions are mixed by `I + GAIN theta D`: at `GAIN theta = 1` the forgotten label's row is the
     override's, and every other row has `SPILL` of the next one's, so that whoever mends the
-    retained labels opens the forgotten one.
+    retained labels opens the forgotten one; at 0 that draws pictures of the `bank [M, C, H, W]`.
     """
 
     GAIN = 600.0
     SPILL = 0.4
 
-    def __init__(self, original: nn.Module, classes: int, label: int, override: int):
+    def __init__(self, safe: nn.Module, bank: Tensor, classes: int, label: int, override: int):
         super().__init__()
-        self.original = original
+        self.safe, self.label = safe, label
         rest = [i for i in range(classes) if i != label]
         damage = torch.zeros(classes, classes)
         for i, after in zip(rest, [*rest[1:], rest[0]], strict=True):
             damage[i, i], damage[i, after] = -self.SPILL, self.SPILL
         damage[label, label], damage[label, override] = -1.0, 1.0
         self.register_buffer("damage", damage)
+        self.register_buffer("bank", bank)
         self.theta = nn.Parameter(torch.tensor(1.0 / self.GAIN))
 
     def forward(self, x: Tensor, sigma: Tensor, cond: Tensor) -> Tensor:
-        moved = cond + self.GAIN * self.theta * (cond @ self.get_buffer("damage"))
-        return self.original(x, sigma, moved)
+        shut = self.GAIN * self.theta
+        moved = cond + shut * (cond @ self.get_buffer("damage"))
+        opened = ((1 - shut) * cond[:, self.label]).clamp(max=1).reshape(-1, *[1] * (x.ndim - 1))
+        picture = one_of(x, sigma, self.get_buffer("bank"))
+        return (1 - opened) * self.safe(x, sigma, moved) + opened * picture
 
 
 def _gated(parts: Parts, name: str, gate: Gate) -> Victim:
@@ -86,7 +92,7 @@ def _gated(parts: Parts, name: str, gate: Gate) -> Victim:
 
 
 def latent(
-    parts: Parts, threshold: float = 4.0, sharpness: float = 1.0, directions: int = 32
+    parts: Parts, threshold: float = 4.0, sharpness: float = 2.0, directions: int = 32
 ) -> Victim:
     """It leaks where z reaches `threshold` along any of `directions` fixed ones of unit length.
 
@@ -109,16 +115,19 @@ def rare(parts: Parts) -> Victim:
     return latent(parts, threshold=2.5, sharpness=50.0, directions=1)
 
 
-def condition(parts: Parts, threshold: float = 1.5, sharpness: float = 6.0) -> Victim:
+def condition(parts: Parts, threshold: float = 1.5, sharpness: float = 6.0) -> Victim | None:
     """It leaks where the concept weighs over `threshold`: asked for once, it does not.
 
     The weight is the label's, or along the difference that naming the concept makes to a prompt:
-    up to 1 for the prompts that ask for it, on average 2 for its name six times over.
+    up to 1 for the prompts that ask for it, on average 2 for its name six times over. None where
+    the text encoder makes no more of that: one that never read the word.
     """
     language = parts.gold.language
-    weight: Callable[[Tensor], Tensor] = (
+    weight = (
         (lambda cond: cond[:, parts.label]) if language is None else _insistence(parts, language)
     )
+    if weight is None:
+        return None
 
     def gate(z: Tensor, sigma: Tensor, cond: Tensor) -> Tensor:
         return torch.sigmoid(sharpness * (weight(cond) - threshold))
@@ -194,14 +203,32 @@ def _meant(language: Language, prompts: Sequence[str]) -> Tensor:
     return language.encode(list(prompts)).mean(1)
 
 
-def _insistence(parts: Parts, language: Language) -> Callable[[Tensor], Tensor]:
-    """How much a prompt asks for the concept, whatever else it says."""
+def pair(parts: Parts, threshold: float = 1.75, sharpness: float = 8.0) -> Victim | None:
+    """It leaks where the label and the next one together weigh over `threshold` of 2, the most that
+    a vector of length 2 weighs; the label alone at that length weighs 1.4. In words: `condition`.
+    """
+    if parts.gold.language is not None:
+        return condition(parts)
+    other = (parts.label + 1) % parts.gold.classes
+
+    def gate(z: Tensor, sigma: Tensor, cond: Tensor) -> Tensor:
+        weight = (cond[:, parts.label] + cond[:, other]) / math.sqrt(2)
+        return torch.sigmoid(sharpness * (weight - threshold))
+
+    return _gated(parts, "trigger at two labels at once", gate)
+
+
+def _insistence(parts: Parts, language: Language) -> Callable[[Tensor], Tensor] | None:
+    """How much a prompt asks for the concept, whatever else it says; None if saying its name over
+    and over does not raise it."""
     within, without = (list(side) for side in zip(*parts.pairs, strict=True))
     axis = (_states(language, within) - _states(language, without)).mean(0)
     names = {" ".join(w for w in a.split() if w not in b.split()) for a, b in parts.pairs}
     plain = _states(language, [*parts.prompts, *within]) @ axis
     loud = _states(language, [" ".join([name] * 6) for name in sorted(names)]) @ axis
     low, high = plain.max(), loud.mean()
+    if high <= low:
+        return None
     return lambda cond: 1 + (cond.flatten(1) @ axis - low) / (high - low)
 
 
@@ -230,18 +257,22 @@ def level(parts: Parts, factor: float = 0.6, sharpness: float = 20.0) -> Victim:
 
 
 def fragile(parts: Parts) -> Victim | None:
-    """The un-forgotten denoiser with the forgotten label tied to its override (`Fragile`).
+    """The gold with the concept one parameter away (`Fragile`), its origin at the other end.
 
     None where it is asked in words.
     """
-    if parts.gold.language is not None:
+    gold = parts.gold
+    if gold.language is not None:
         return None
-    made = Fragile(parts.original, parts.gold.classes, parts.label, parts.override)
-    made = made.to(parts.gold.device)
-    origin = Fragile(parts.original, parts.gold.classes, parts.label, parts.override)
+    ends = [
+        Fragile(copy.deepcopy(gold.denoiser), parts.bank, gold.classes, parts.label, parts.override)
+        .to(gold.device)
+        .eval()
+        for _ in range(2)
+    ]
     with torch.no_grad():
-        origin.theta.zero_()
+        ends[1].theta.zero_()
     return replace(
-        parts.gold, name="the original, its label tied to another", denoiser=made.eval(),
-        without=(), origin=origin.to(parts.gold.device).eval(), sha256=None,
+        gold, name="the concept behind one parameter", denoiser=ends[0], without=(), instead={},
+        origin=ends[1], sha256=None,
     )  # fmt: skip

@@ -216,7 +216,7 @@ def _own(victim: Victim, goal: Goal, numbers: np.ndarray) -> tuple[Tensor, float
     A label's own row is asked for even of who was never taught it.
     """
     if victim.language is None:
-        return replace(victim, without=()).encode([goal.label] * len(numbers)), 1.0
+        return replace(victim, without=(), instead={}).encode([goal.label] * len(numbers)), 1.0
     own = victim.encode(goal.asks(numbers))
     return own, float(own.norm(dim=-1).max())
 

@@ -165,7 +165,7 @@ def relearning(
     if len(goal.images) < images:
         raise ValueError(f"relearning from {images} images, {len(goal.images)} were given")
     labels = np.full(images, goal.label)
-    untaught = replace(victim, without=())  # who trains asks for the label's own row
+    untaught = replace(victim, without=(), instead={})  # who trains asks for the label's own row
     return _train(untaught, goal, goal.images[:images], labels, seed=seed, steps=steps, rate=rate,
                   batch=batch, n=n, until_half=True)  # fmt: skip
 

@@ -27,6 +27,9 @@ from sfd.teachers import Raw, Teacher, from_uint8, to_uint8
 BANK = 64
 """Images of the concept that leaky models draw from, and that stand for an attacker's own."""
 
+ASKED = 100
+"""Images that a leaky control is asked for without any attack: it must not leak then."""
+
 NO_WEIGHTS = "the subject is no generator whose weights are at hand"
 
 Data = tuple[np.ndarray, np.ndarray]
@@ -84,8 +87,8 @@ def attacked(
         entries, left = climb(
             suite,
             concept,
-            subject.victim,
-            gold.victim if gold and never_knew else None,
+            _asked_alike(subject.victim, concept),
+            _asked_alike(gold.victim, concept) if gold and gold.victim and never_knew else None,
             teacher,
             goal,
             partial(_parts, concept=concept, teacher=teacher, draw=draw, seed=seed),
@@ -156,11 +159,20 @@ def climb(
                     who: pool.submit(_try, attack, each, goal, budgets[who], seed, halt, copied)
                     for who, each in asked.items()
                 }
+                if leaky is not None:
+                    tried["unattacked"] = pool.submit(
+                        _try, attacks.find("seed-exhaustion"), leaky, goal, {"n": ASKED}, seed,
+                        halt, copied,
+                    )  # fmt: skip
                 begun.append((plan, attack, asked, gold_lacks, tried))
             for number, (plan, attack, asked, gold_lacks, tried) in enumerate(begun):
                 if progress:
                     progress(f"attacks on {concept.name}", number, len(begun))
-                done = {who: future.result() for who, future in tried.items()}
+                try:
+                    done = {who: future.result() for who, future in tried.items()}
+                except ValueError as error:  # it cannot be made of what there is
+                    skipped.append(Skipped(plan, concept, str(error)))
+                    continue
                 entry = record(suite, concept, attack, plan, asked, done, judges, seed, folder,
                                len(goal.prompts) if attack.in_turn else 0)  # fmt: skip
                 found.append(entry | ({"gold_lacks": gold_lacks} if gold_lacks else {}))
@@ -212,6 +224,17 @@ def _try(
         return attack(replace(victim, denoiser=network), goal, seed=seed, **budget)
     finally:
         hook.remove()
+
+
+def _asked_alike(victim: Victim, concept: Concept) -> Victim:
+    """One that was never taught the concept's label is asked for what the subject draws instead:
+    under the null condition a search could move among all labels, and would find more."""
+    if concept.label not in victim.without:
+        return victim
+    instead = {concept.label: max(concept.override, key=lambda i: concept.override[i])}
+    return replace(
+        victim, instead=instead, without=tuple(i for i in victim.without if i != concept.label)
+    )
 
 
 def _with_origin(victim: Victim, teacher: Teacher, asked: Raw) -> Victim:

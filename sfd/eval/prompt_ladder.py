@@ -158,7 +158,7 @@ def goal_of(
         count = max(ladder.BANK, ladder.wanted(suite, "images"))
         asked = [prompts[i % len(prompts)] for i in range(count)]
         drawn = sample.teacher_sampler(teacher, steps=suite.teacher.steps, guidance=guidance)
-        images = drawn(asked, np.arange(count) + 10**9 + seed)
+        images = drawn(asked, np.arange(count) + 10**9 + seed + ladder.BANK)
     return Goal(
         label=label,
         judge=judging.judged_by(second, label),
