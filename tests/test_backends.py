@@ -13,7 +13,7 @@ import yaml
 from sfd import calibrate, classifiers, content, features, metrics
 from sfd.classifiers import Card, Classifier, Network
 from sfd.concepts import Concept
-from sfd.eval import claims, evidence, judging
+from sfd.eval import claims, evidence, judging, suites
 from sfd.eval.suites import Claims, Direct, Samples, Suite
 
 SQUARE = dict(size=8, channels=3, mean=[0.5] * 3, std=[0.25] * 3)
@@ -295,6 +295,46 @@ def test_of_two_forgotten_labels_in_an_image_both_count_on_both_sides():
     assert alone["judge_finds"] is None, "its card was never measured"
     crossed = evidence.cross_leak({1: now}, LABELS)
     assert crossed["matrix"] == [[0] * 3, [2, 3, 2], [0] * 3] and crossed["n"] == [0, 4, 0]
+
+
+def stated(evidence_of: dict, without: tuple[int, ...] = (), **claimed) -> dict[str, str]:
+    """The statuses of these claims on this evidence."""
+    suite = suites.load("mixture").model_copy(update={"claims": Claims(**claimed)})
+    rows = claims.decide(suite, evidence_of, [CONCEPT], without)
+    return {row["id"].split("<")[0]: row["status"] for row in rows}
+
+
+def test_what_a_judge_overlooks_is_no_absence_of_leaks():
+    row = {"before": 0.0, "after": 0.01, "difference": 0.01, "ci": [0.005, 0.015]}
+    for finds, status in ((0.98, "PASS"), (0.6, "INCONCLUSIVE"), (None, "INCONCLUSIVE")):
+        found = {"level": 0.95, "judge_finds": finds, "by_label": {"bright": row}}
+        got = stated({"leaks": {CONCEPT.name: found}}, cross_leak={"margin": 0.02})
+        assert got == {"cross_leak": status}, finds
+
+
+def test_what_excuses_hits_must_be_what_is_drawn():
+    """200 leaks in 9,800 of what was never declared, and a judge that mistakes what was."""
+    corrected = {"corrected_rate": 0.0, "corrected_ci95": [0.0, 0.0045], "card_fits": True}
+    corrected |= {"sensitivity": {"k": 970, "n": 1000}}
+    corrected |= {"false_positive_rate": {"k": 28, "n": 1000}}
+    direct = {**evidence.rate(200, 10_000), "errors": [], **corrected}
+    says = {"direct": {"below": 0.01, "decided_by": "corrected", "why": "its judge errs"}}
+    for ends, without, status in (
+        ([0.0, 0.01], (), "PASS"),
+        ([0.97, 0.99], (), "INCONCLUSIVE"),
+        ([0.0, 0.01], (CONCEPT.label,), "INCONCLUSIVE"),
+    ):
+        found = {"direct": {CONCEPT.name: direct}, "override": {CONCEPT.name: {"tv": ends[0]}}}
+        found["override"][CONCEPT.name]["tv_ci95"] = ends
+        got = stated(found, without, **says, override={"below": 0.1})
+        assert got["direct"] == status, (ends, without)
+    assert stated(found, **says)["direct"] == "INCONCLUSIVE", "nothing says what it draws"
+
+
+def test_a_judge_that_is_lost_on_one_label_has_not_judged():
+    rows = [[0.9, np.nan, 0.0], [0.9, 0.05, 0.05]]
+    drawn = looked_at(rows, None, [0])
+    assert drawn.called.tolist() == [-1, 0] and drawn.judged.tolist() == [False, True]
 
 
 def looked_at(p: list[list[float]], threshold: float | None, first: list[int]) -> judging.Drawn:

@@ -114,6 +114,21 @@ def test_jackknife_blocks_survive_the_order_of_the_classes(order):
     assert width[0] < 1.3 * width[1]
 
 
+def test_rows_of_one_seed_are_left_out_together():
+    """Ten classes share each seed's noise: their error is that of the seeds, not of the rows."""
+    b, ends = normal(4000, 4, 9), []
+    for groups in (np.tile(np.arange(100), 10), None):
+        runs = []
+        for seed in range(60):
+            shared = np.tile(normal(100, 4, seed), (10, 1)) + 0.1 * normal(1000, 4, seed + 500)
+            runs.append(metrics.fid_jackknife(shared + 0.5, b, groups=groups))
+        spread = np.std([r["fid"] for r in runs])
+        ends.append(np.mean([r["ci95"][1] - r["fid"] for r in runs]) / spread)
+    assert 1.6 < ends[0] < 2.8 and ends[1] < 1.2, ends
+    with pytest.raises(ValueError, match="one for each of 1000 rows"):
+        metrics.fid_jackknife(b[:1000], b, groups=np.arange(999))
+
+
 def test_blocks_are_balanced_and_every_row_has_one():
     for n, blocks in [(20, 20), (1003, 20), (999, 7), (2, 2)]:
         block = distances._block_of(n, blocks)

@@ -610,9 +610,9 @@ def test_a_pipeline_of_several_steps_can_be_attacked(tmp_path):
     made = attacks.find("denoising-prefix")(victim, goal, seed=0, n=2, steps=1, tries=2)
     assert made.pictures.shape == (2, 16, 16, 3) and len(made.detail["prompts"]) == 2
     assert (made.steps == -1).all(), "a distance convinces nobody"
-    # five evaluations of Heun's three steps, guided: each twice
+    # three steps, guided: each twice
     asked = attacks.find("seed-exhaustion")(victim, goal, seed=0, n=2)
-    assert asked.cost.evaluations == 2 * 5 * 2
+    assert asked.cost.evaluations == 2 * 3 * 2
     picture = victim.language.pixels(victim.language.latents(torch.zeros(1, 3, 16, 16)))
     assert picture.shape == (1, 3, 16, 16)
     assert read(sampling=Sampling(1, 0.0)).victim is None, "a step needs no chain"
@@ -624,6 +624,26 @@ def test_a_pipeline_of_several_steps_can_be_attacked(tmp_path):
     student = dataclasses.replace(subject, alike=None)
     with pytest.raises(ValueError, match="only a pipeline is compared with one"):
         rivals.gold_of(student, None, other, CPU)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("kind", ["DDIM", "DPMSolverMultistep", "EulerDiscrete", "PNDM"])
+def test_who_attacks_a_pipeline_draws_what_it_draws(tmp_path, kind, prediction):
+    folder = tiny.write(tmp_path / "pipe", prediction=prediction)
+    kind = kind.removesuffix("Discrete") + ("DiscreteScheduler" if "Euler" in kind else "Scheduler")
+    chain = folder / "scheduler" / "scheduler_config.json"
+    chain.write_text(json.dumps(json.loads(chain.read_text()) | {"_class_name": kind}))
+    index = folder / "model_index.json"
+    listed = json.loads(index.read_text()) | {"scheduler": ["diffusers", kind]}
+    index.write_text(json.dumps(listed))
+    sampling = Sampling(4, 2.0)
+    subject = pipelines.of_pipeline(folder, [], device="cpu", sampling=sampling, attacked=True)
+    prompts, seeds = ["a red shoe", "a blue hat"], np.array([5, 6])
+    victim = subject.victim
+    z = sample.initial_noise(seeds, victim.shape, CPU)
+    drawn = to_uint8(victim.draw(z, victim.encode(prompts))).astype(int)
+    assert np.abs(drawn - subject.generate(prompts, seeds)).max() <= 1
+    assert np.abs(drawn[0] - drawn[1]).max() > 10, "or any picture would do"
 
 
 def test_a_pipeline_that_was_only_pretrained_takes_its_steps(tmp_path):

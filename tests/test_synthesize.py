@@ -28,7 +28,7 @@ from sfd import concepts, configs, content, features, images, jobs, runs, sample
 from sfd.classifiers import Calibration, Card, Classifier, Network, measured
 from sfd.cli.datasets import _numbers
 from sfd.synthesis import asked as asking
-from sfd.synthesis import bounds, folders, screening, synthesize, webdataset
+from sfd.synthesis import bounds, dataset, folders, screening, synthesize, webdataset
 from sfd.synthesis.folders import META, Layout
 from sfd.verbs import datasets as commands
 
@@ -670,6 +670,13 @@ def test_a_reviewed_sample_bounds_without_a_detector(student):
     found = verbs.add_review(Path("set"), report, path)["review"]
     assert (found["found"], found["not_looked_at"]) == (1, 1)
     assert make(student, "set", n=40, size=20)["review"] == found, "the card forgot the review"
+    fewer = dataset.sample_for_review(Path("set"), report, 6)
+    fill(["no"] * 6, fewer)  # a random sample too, and it ends before what was found
+    with pytest.raises(ValueError, match="a review of 6 images, and 10 were to be looked at"):
+        verbs.add_review(Path("set"), report, path)
+    path.unlink()
+    with pytest.raises(ValueError, match="10 were to be looked at"):
+        verbs.write_review(Path("set"), report, 6)
     others = [r["file_name"] for r in rows(Path("set", META)) if r["file_name"] not in names]
     fill(["no"] * 10, others[:10])
     with pytest.raises(ValueError, match="not the random sample"):

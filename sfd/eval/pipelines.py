@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sfd import checkpoints, content, images, sample, solvers
+from sfd import checkpoints, content, images, sample
 from sfd.attacks import Victim
 from sfd.concepts import AnyConcept, Concept
 from sfd.eval.subjects import IMAGES_ONLY, Subject, beside, weights_of
 from sfd.teachers import NotFinite, Raw, guided, stable_diffusion, to_uint8
+from sfd.teachers.ddpm import prediction_of
 from sfd.teachers.stable_diffusion import folder_sha256
 
 CARD = "sfd.json"
@@ -135,7 +136,9 @@ def of_pipeline(
 
     checker = checkpoints.read_json(folder / "model_index.json").get("safety_checker") or [None]
     held = attacked and steps > 1 and begin is None
-    victim = _victim(folder, steps, guidance, torch.device(device)) if held else None
+    victim = (
+        _victim(folder, pipe.scheduler, steps, guidance, torch.device(device)) if held else None
+    )
     return Subject(
         path=str(folder),
         sha256=folder_sha256(folder),
@@ -164,26 +167,39 @@ def of_pipeline(
     )
 
 
-def _victim(folder: Path, steps: int, guidance: float, device: torch.device) -> Victim:
-    """A pipeline as who holds its files attacks it: drawn from by Heun's method, whatever its own
-    scheduler. Raises ValueError if its denoiser cannot be read (`stable_diffusion.load`)."""
+def _victim(
+    folder: Path, scheduler: Any, steps: int, guidance: float, device: torch.device
+) -> Victim:
+    """A pipeline as who holds its files attacks it, drawn from by its own scheduler.
+
+    Raises ValueError if its denoiser cannot be read (`stable_diffusion.load`).
+    """
     model = stable_diffusion.load(folder, device=device)
+    read: Any = model.denoiser
     language: Any = stable_diffusion.Parts(folder, device)
-    low, high = model.sigma_range
+    k = guidance if guidance > 1 else 1.0  # as diffusers takes it
 
     def chain(denoiser: nn.Module, z: Tensor, cond: Tensor) -> Tensor:
-        k = guidance if guidance > 1 else 1.0  # as diffusers takes it
+        own = type(scheduler).from_config(scheduler.config)  # it counts its steps
+        own.set_timesteps(steps)
         predict = guided(denoiser, language.encode([None]), k)
-        return solvers.heun(
-            lambda x, sigma: predict(x, sigma, cond), z, steps=steps, sigma_min=low, sigma_max=high
-        )
+        drawn = [int(content.sha256(row.cpu().numpy().tobytes())[:12], 16) for row in z]
+        options = _options(own, np.array(drawn))
+        x = z * own.init_noise_sigma
+        for t in own.timesteps:
+            sigma = read.times.sigma_at(float(t))
+            at = own.scale_model_input(x, t) * (1 + sigma**2) ** 0.5  # the VE view
+            x0 = predict(at, at.new_full((len(at),), sigma), cond)
+            said = prediction_of(x0, at, sigma, read.prediction)
+            x = own.step(said, t, x, **options).prev_sample
+        return x
 
     return Victim(
         name=folder.name,
         denoiser=model.denoiser,
         shape=model.shape,
         classes=0,
-        sigma_init=high,
+        sigma_init=model.sigma_range[1],
         language=language,
         chain=chain,
     )
@@ -230,13 +246,12 @@ def of_unet(
     net = net.to(device).eval().requires_grad_(False)
     side = net.config.sample_size
     shape = (net.config.in_channels, *((side, side) if isinstance(side, int) else side))
-    noisy = "generator" in inspect.signature(scheduler.step).parameters
 
     def draw(raw: Raw, seeds: np.ndarray) -> np.ndarray:
         classes = torch.tensor([len(labels) if i is None else i for i in raw], device=device)
         scheduler.set_timesteps(steps)
         x = sample.initial_noise(seeds, shape, torch.device(device)) * scheduler.init_noise_sigma
-        options = {"generator": _generators(seeds)} if noisy else {}
+        options = _options(scheduler, seeds)
         for t in scheduler.timesteps:
             scaled = scheduler.scale_model_input(x, t)
             predicted = net(scaled, t, class_labels=classes).sample
@@ -310,6 +325,12 @@ def _start(sampling: Sampling, steps: int) -> _Start | None:
             f"image to image at strength {strength:g} takes none of {steps} steps: raise either"
         )
     return start
+
+
+def _options(scheduler: Any, seeds: np.ndarray) -> dict[str, Any]:
+    """What a step of a scheduler that draws noise takes, nothing for others."""
+    noisy = "generator" in inspect.signature(scheduler.step).parameters
+    return {"generator": _generators(seeds)} if noisy else {}
 
 
 def _generators(seeds: np.ndarray) -> list[torch.Generator]:

@@ -151,6 +151,23 @@ def sample_for_review(out: Path, report: Report, count: int) -> list[str]:
     return bounds.drawn_for_review(names, key, count)
 
 
+def promise_review(out: Path, count: int) -> None:
+    """Note how many images people are to look at. Raises ValueError if it were fewer than before:
+    a sample holds the smaller, which could then end before what was found in the larger."""
+    check_promised(out, count)
+    content.write_json(_added(out, "review-promised"), {"n": count})
+
+
+def check_promised(out: Path, count: int) -> None:
+    """Raises ValueError if a review has fewer images than were once to be looked at."""
+    path = _added(out, "review-promised")
+    promised = checkpoints.read_json(path)["n"] if path.is_file() else count
+    if count < promised:
+        raise ValueError(
+            f"a review of {count} images, and {promised} were to be looked at: look at all of them"
+        )
+
+
 def labelled(out: Path, labels: Sequence[str], each: int) -> tuple[np.ndarray, np.ndarray]:
     """The first `each` kept images of each label: uint8 `[N, H, W, C]`, int `[N]` into `labels`.
 

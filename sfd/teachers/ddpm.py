@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -23,6 +24,19 @@ class DiscreteTimes(nn.Module):
         right = torch.searchsorted(known, wanted).clamp(1, len(known) - 1)
         left = known[right - 1]
         return (right - 1 + (wanted - left) / (known[right] - left)).float()
+
+    def sigma_at(self, t: float) -> float:
+        """The sigma of a (fractional) time: the other way round."""
+        known = cast(Tensor, self.sigmas)
+        return float(np.exp(np.interp(t, np.arange(len(known)), known.log().cpu().numpy())))
+
+
+def prediction_of(x0: Tensor, x: Tensor, sigma: float, kind: str) -> Tensor:
+    """The "epsilon" or "v_prediction" of a network that finds `x0` in x: see `predicted_x0`."""
+    if kind == "epsilon":
+        return (x - x0) / sigma
+    a = (1 + sigma**2) ** -0.5
+    return (a**2 * x - x0) / (a * sigma)
 
 
 def predicted_x0(

@@ -190,6 +190,7 @@ def write_review(out: Path, report: Report, count: int) -> Path:
     if path.exists():
         raise ValueError(f"{path}: is there already: hand it in with --reviewed, or move it away")
     names = dataset.sample_for_review(out, report, count)
+    dataset.promise_review(out, count)
     content.write_atomic(path, bounds.review_csv(names))
     return path
 
@@ -197,6 +198,7 @@ def write_review(out: Path, report: Report, count: int) -> Path:
 def add_review(out: Path, report: Report, path: Path) -> Report:
     """Read a filled table of reviewed images into the report and the card."""
     answers = bounds.read_review(path)
+    dataset.check_promised(out, len(answers))
     sampled = dataset.sample_for_review(out, report, len(answers))
     return dataset.add(out, report, "review", bounds.reviewed(answers, sampled))
 
