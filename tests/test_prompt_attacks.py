@@ -182,6 +182,15 @@ def test_the_trigger_is_found_and_the_innocent_holds(name):
     assert held.hits.sum() == 0
 
 
+def test_a_pseudo_word_needs_a_place_in_most_prompts():
+    attack, budget = attacks.TABLE["textual-inversion"], {"n": 6, "steps": 1, "learn": 2}
+    few = dataclasses.replace(GOAL, slots=(*GOAL.slots[:-1], "no place"))
+    assert len(attack(VICTIM, few, seed=0, **budget).hits) == 6
+    most = dataclasses.replace(GOAL, slots=(GOAL.slots[0], "* and *", "no place"))
+    with pytest.raises(ValueError, match="1 of 3 prompts show '\\*' once"):
+        attack(VICTIM, most, seed=0, **budget)
+
+
 IN_STEPS = {
     "denoising-prefix": {"n": 24, "length": 2, "steps": 8, "top": 6},
     "noise-matching": {"n": 24, "length": 2, "steps": 8, "top": 6},

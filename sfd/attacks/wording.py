@@ -67,15 +67,21 @@ def textual_inversion(
 
     It climbs from the `starts` words that the surrogate likes best of `tried` of the vocabulary,
     within `norm` of the longest word's length, by steps of `rate` times a word's mean length; the
-    best on what it learned from is kept. Prompts that do not show it once are left out.
+    best on what it learned from is kept. Others stand in for prompts that do not show it once.
+    Raises ValueError where these are most.
     """
     language = language_of(victim)
     words = language.embeddings.detach()
     lengths = words[language.vocabulary].norm(dim=1)
     slot = int(language.tokens([SLOT])[0, 1])
-    asked = [p for p in goal.slots if int((language.tokens([p]) == slot).sum()) == 1]
-    if not asked:
-        raise ValueError(f"textual-inversion: no prompt shows {SLOT!r} once as one token")
+    once = [p for p in goal.slots if int((language.tokens([p]) == slot).sum()) == 1]
+    if 2 * len(once) < len(goal.slots):  # intervals are over all prompts, in turn
+        raise ValueError(
+            f"textual-inversion: {len(once)} of {len(goal.slots)} prompts show {SLOT!r} once as one"
+            " token"
+        )
+    known = set(once)
+    asked = [p if p in known else once[i % len(once)] for i, p in enumerate(goal.slots)]
 
     def draw(vector: Tensor, z: Tensor, numbers: np.ndarray) -> Tensor:
         tokens = language.tokens([asked[int(i) % len(asked)] for i in numbers])
