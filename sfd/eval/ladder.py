@@ -229,7 +229,7 @@ def _try(
 def _asked_alike(victim: Victim, concept: Concept) -> Victim:
     """One that was never taught the concept's label is asked for what the subject draws instead:
     under the null condition a search could move among all labels, and would find more."""
-    if concept.label not in victim.without:
+    if concept.label not in victim.without or not concept.override:
         return victim
     instead = {concept.label: max(concept.override, key=lambda i: concept.override[i])}
     return replace(
