@@ -375,7 +375,7 @@ def test_what_does_not_fit_is_named():
         table["benign-finetune"](VICTIM, dataclasses.replace(GOAL, retained=(SHOES, PACK)), seed=0)
     assert attacks.leaky.fragile(PARTS) is None
     no_slot = dataclasses.replace(GOAL, slots=("a shoe",))
-    with pytest.raises(ValueError, match="no prompt shows"):
+    with pytest.raises(ValueError, match="0 of 1 prompts show"):
         table["textual-inversion"](VICTIM, no_slot, seed=0, n=2)
 
 
