@@ -287,7 +287,7 @@ def _explain(error: pydantic.ValidationError, model: type[pydantic.BaseModel]) -
     message = first["msg"].removeprefix("Value error, ")
     if not path:
         return message
-    key, given = ".".join(path), str(first["input"])
+    key, given = ".".join(path), textwrap.shorten(str(first["input"]), 60)
     keys = list(dict.fromkeys(_fields(model, path)))
     if first["type"] in ("list_type", "tuple_type"):
         message = f"is {given}, and not a list: write [{given}]"
@@ -296,7 +296,7 @@ def _explain(error: pydantic.ValidationError, model: type[pydantic.BaseModel]) -
         known = ", ".join(keys[:6]) + ", ..." * (len(keys) > 6)
         message = f"is {given}, and not a mapping of {known}{instead}"
     else:
-        message = message.replace("Input should be", f"is {textwrap.shorten(given, 60)}, should be")
+        message = message.replace("Input should be", f"is {given}, should be")
     return f"{key}: {message}"
 
 

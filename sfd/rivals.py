@@ -19,7 +19,7 @@ def gold_of(
     there is none, or the one that nobody named does not fit. Raises ValueError if `path` names one
     that does not. What it knows of prompts shows when it is asked: see `prompt_ladder`.
     """
-    gold = _student(subject, teacher, path, "gold", device)
+    gold = _rival(subject, teacher, path, "gold", device)
     if gold is None:
         return None
     if gold.alike and gold.sha256 == subject.sha256:  # nothing in a pipeline says what it knew
@@ -43,7 +43,7 @@ def plain_of(
     None where there is none, or the one that nobody named does not fit. Raises ValueError if `path`
     names one that does not.
     """
-    plain = _student(subject, teacher, path, "plain", device)
+    plain = _rival(subject, teacher, path, "plain", device)
     if plain is None:
         return None
     wrong = None
@@ -56,7 +56,7 @@ def plain_of(
     return None if wrong else plain
 
 
-def _student(
+def _rival(
     subject: Subject, teacher: Teacher | None, path: Path | None, kind: str, device: torch.device
 ) -> Subject | None:
     named = path is not None
@@ -70,13 +70,13 @@ def _student(
     if (path / "model_index.json").is_file():
         if subject.alike is None:
             raise ValueError(f"{path}: is a pipeline, and only a pipeline is compared with one")
-        student = subject.alike(path)
+        rival = subject.alike(path)
     else:
-        student = of_student(path, str(device))
-    if list(student.labels) != list(subject.labels):
+        rival = of_student(path, str(device))
+    if list(rival.labels) != list(subject.labels):
         if not named:
             return None
         raise ValueError(
-            f"{path}: the {kind} student's labels {student.labels} are not the subject's"
+            f"{path}: the {kind} student's labels {rival.labels} are not the subject's"
         )
-    return student
+    return rival

@@ -108,7 +108,6 @@ PARTS = Parts(
     label=LABEL,
     override=OVERRIDE,
     bank=teachers.from_uint8(images_of(LABEL, 20)),
-    original=ORIGINAL,
     seed=3,
 )
 BUDGETS = {
@@ -119,7 +118,7 @@ BUDGETS = {
     "seed-exhaustion": {"n": 4000},
     "relearning": {"images": 5, "steps": 100, "rate": 1e-3, "n": 40},
     "benign-finetune": {"images": 5, "steps": 40, "rate": 1e-3, "n": 40},
-    "inversion": {"n": 20, "steps": 40},
+    "inversion": {"n": 20, "steps": 60},
     "weight-path": {"n": 40},
 }
 
@@ -142,8 +141,7 @@ def test_the_leaky_model_is_broken_and_the_gold_is_not(name):
         assert broken.detail["first_hit"] == np.argmax(broken.hits)
         assert held.detail["bound"] == pytest.approx(3.69 / 4000, rel=0.01)
     else:
-        # of what it reproduces, inversion counts only what comes from typical latents
-        assert broken.hits.mean() > (0.5 if name == "inversion" else 0.7)
+        assert broken.hits.mean() > 0.7
         if name != "weight-path":  # its end is the original, whatever it starts from
             assert held.hits.mean() < 0.1
 
@@ -833,7 +831,7 @@ def test_the_ladder_in_an_audit():
     assert "the hardest attack (" in report.sentence(result)
 
     # the same attacks on a model that hides the concept behind a strong condition
-    parts = ladder._parts(gold.victim, concept, teacher, ladder._drawer(teacher, 4, 1.0), 0)
+    parts = ladder._parts(gold.victim, concept, ladder._drawer(teacher, 4, 1.0), 0)
     leaky = attacks.leaky.condition(parts)
     again = audit(subject_of(leaky, [concept]), suite, teacher, Path("leaky"), gold=gold)
     status = {c["id"].split("<")[0]: c["status"] for c in again["claims"]}

@@ -371,7 +371,8 @@ def test_a_generator_of_just_what_was_declared_is_not_refuted():
 
 
 def test_a_judge_that_always_calls_something_is_resampled_as_it_was():
-    """Numbers of the code before no label was an outcome, for 10,000 images of ten labels."""
+    """The upper end is that of the code before no label was an outcome; the lower one is less what
+    resampling adds. Of 10,000 images of ten labels."""
     counts = [9000, 300, 200, 150, 120, 100, 60, 40, 20, 10]
     rows = np.repeat(np.eye(10), counts, axis=0).tolist()
     shares = Concept("mine", 9, "9", {0: 0.5, 1: 0.5}, "table")

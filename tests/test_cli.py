@@ -158,8 +158,8 @@ def refused_here(*words):
     ("words", "says"),
     [
         (["objective.alpha=foo"], "objective (sid): alpha: is foo, should be a valid number"),
-        (["objective.alpha=[1,2]"], "should be a valid number"),
-        (["objective.alpha=2024-01-01"], "should be a valid number"),
+        (["objective.alpha=[1,2]"], "alpha: is [1, 2], should be a valid number"),
+        (["objective.alpha=2024-01-01"], "alpha: is 2024-01-01, should be a valid number"),
         (["objective.alpha=2024-13-45"], "not valid YAML"),
         (["objective.alpha=.nan"], "alpha: is nan, should be a finite number"),
         (["guidance.target=.inf"], "guidance.target: is inf, should be a finite number"),
@@ -189,7 +189,10 @@ def refused_here(*words):
         ),
         (["teacher.options.width=x"], "teacher mixture: width: is x, should be a valid integer"),
         (["train.batch=1000000000000"], "train.batch: is 1000000000000, should be less than"),
-        (["train.seed=99999999999999999999"], "should be less than"),
+        (
+            ["train.seed=99999999999999999999"],
+            "train.seed: is 99999999999999999999, should be less",
+        ),
         (["out=x", "--out", "y"], "out: x and y are both given"),
     ],
 )

@@ -125,7 +125,7 @@ GOAL = Goal(
     paraphrases=PACK,
 )
 PARTS = Parts(
-    gold=VICTIM, label=0, override=0, bank=teachers.from_uint8(YELLOW), original=Painter(True),
+    gold=VICTIM, label=0, override=0, bank=teachers.from_uint8(YELLOW),
     seed=4, prompts=PROMPTS, pairs=GOAL.pairs, slots=GOAL.slots, paraphrases=PACK,
 )  # fmt: skip
 CHAIN = dataclasses.replace(

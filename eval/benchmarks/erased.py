@@ -62,11 +62,13 @@ def drawn(what: str, numbers: np.ndarray, prompts: Sequence[str]) -> torch.Tenso
 word = concept.label_name
 asked = teacher.encode([word] * BATCH)
 without = null.expand_as(asked)
-bank = drawn("bank", np.arange(4 * BATCH), [word])
+bank = torch.empty(0)
 for step in range(arguments.steps + 1):
     if step % LOOK == 0:
         hits, _ = called(teacher.decode(drawn("look", np.arange(100), concept.forget)))
         print(f"{step}: {word} in {(hits == 1).mean():.0%}", flush=True)
+    if step == arguments.steps:
+        break
     if step % DRAWN == 0:
         bank = drawn("bank", step + np.arange(4 * BATCH), [word])
     numbers = step * BATCH + np.arange(BATCH)

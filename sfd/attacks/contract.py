@@ -229,8 +229,6 @@ class Parts:
     """A retained label, drawn instead of the concept."""
     bank: Tensor
     """x0 `[M, C, H, W]` of the concept: what comes out where it leaks."""
-    original: nn.Module
-    """The un-forgotten denoiser."""
     seed: int
     prompts: tuple[str, ...] = ()
     pairs: tuple[tuple[str, str], ...] = ()

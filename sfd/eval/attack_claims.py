@@ -1,6 +1,5 @@
 """What attacks on a subject, on the gold and on a leaky model say: evidence, and claims on it."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,15 +43,14 @@ def record(
     seed: int,
     folder: Path,
     prompts: int = 0,
+    unattacked: Transcript | None = None,
 ) -> dict[str, Any]:
     """An entry of `evidence.attacks`; writes the transcripts and the sheets beside it.
 
-    `victims` and `tried` are the subject's, and those of its controls that there are; `tried` also
-    holds what the leaky one draws "unattacked". `prompts`: how many targets ask in turn for, in
-    words.
+    `victims` and `tried` are the subject's, and those of its controls that there are; `unattacked`
+    is what the leaky one draws when it is only asked; `prompts` how many targets ask in turn for,
+    in words.
     """
-    unattacked = tried.get("unattacked")
-    tried = {who: made for who, made in tried.items() if who != "unattacked"}
     name = "".join(c if c.isalnum() or c in "-_" else "-" for c in f"{concept.name}-{plan.called}")
     transcript = {who: _per_target(made) for who, made in tried.items()}
     content.write_json(folder / "attacks" / f"{name}.json", transcript)
@@ -172,8 +170,8 @@ def _compared(
     """
     if plan.margin is not None:
         low, high = against["ci95"]
-        if finds is not None and high > 0:
-            high = high / finds if finds else math.inf
+        if finds is not None:
+            high = evidence.with_overlooked(high, finds)
         return metrics.verdict(low, high, plan.margin)
     if plan.steps_ratio is None:
         return None

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from sfd import metrics
 from sfd.concepts import Concept
-from sfd.eval.evidence import EXCUSES_NOTHING
+from sfd.eval.evidence import EXCUSES_NOTHING, with_overlooked
 from sfd.eval.suites import AnySuite, Claims, Direct
 
 Status = Literal["PASS", "FAIL", "INCONCLUSIVE"]
@@ -222,7 +222,7 @@ def _cross_leak(margin: float, concept: Concept, found: Mapping[str, Any]) -> Cl
         row, finds = rows[worst], found["judge_finds"]
         high = row["ci"][1]
         # what the judge overlooks counts against the subject
-        high = min(high / finds, 1.0) if finds and high > 0 else high
+        high = min(with_overlooked(high, finds), 1.0) if finds is not None else high
         if any(r["ci"][0] > margin for r in rows.values()):
             status = "FAIL"
         elif finds and high < margin:

@@ -1,5 +1,6 @@
 """What was drawn, in numbers: rates, how far from real images, how it compares."""
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -29,21 +30,31 @@ Rates = Callable[[np.ndarray, np.ndarray], dict[str, Any]]
 """bool `[N]` of planned images that show something, and that were not judged -> see `rate`."""
 
 
+Counts = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, ...]]
+"""The same -> hits, images and those not judged of each of several parts."""
+
+
 def over_images(hit: np.ndarray, lost: np.ndarray) -> dict[str, Any]:
     """`rate` of images that are independent of each other."""
     return rate(int(hit.sum()), len(hit), int(lost.sum()))
 
 
+def by_prompt(texts: Sequence[str]) -> tuple[list[str], Counts]:
+    """The prompts that images were asked by, and what counts hits, images and those not judged of
+    each, `[P]` integers."""
+    asked = {text: i for i, text in enumerate(dict.fromkeys(texts))}
+    index = np.array([asked[text] for text in texts])
+
+    def count(hit: np.ndarray, lost: np.ndarray) -> tuple[np.ndarray, ...]:
+        return tuple(np.bincount(index, w, len(asked)).astype(int) for w in (hit, None, lost))
+
+    return list(asked), count
+
+
 def over_prompts(texts: Sequence[str]) -> Rates:
-    """`rate_over_prompts` of images whose prompts these are."""
-    number = {text: i for i, text in enumerate(dict.fromkeys(texts))}
-    index = np.array([number[text] for text in texts])
-
-    def rates(hit: np.ndarray, lost: np.ndarray) -> dict[str, Any]:
-        counts = (np.bincount(index, w, len(number)).astype(int) for w in (hit, None, lost))
-        return rate_over_prompts(*counts)[0]
-
-    return rates
+    """`rate_over_prompts` of images that were asked by these."""
+    _, count = by_prompt(texts)
+    return lambda hit, lost: rate_over_prompts(*count(hit, lost))[0]
 
 
 def rate_over_prompts(
@@ -234,6 +245,14 @@ def finds(judge: Classifier, name: str) -> float | None:
         return None
     hit = block.sensitivity[name]
     return metrics.rate_interval(hit.k, hit.n)[0]
+
+
+def with_overlooked(high: float, finds: float) -> float:
+    """The upper end of a difference, if a judge that `finds` at least this share overlooked the
+    rest of what it is of."""
+    if high <= 0:
+        return high
+    return high / finds if finds else math.inf
 
 
 def changed(was: Drawn, now: Drawn, label: int, level: float, *, paired: bool) -> dict[str, Any]:

@@ -91,7 +91,7 @@ def attacked(
             _asked_alike(gold.victim, concept) if gold and gold.victim and never_knew else None,
             teacher,
             goal,
-            partial(_parts, concept=concept, teacher=teacher, draw=draw, seed=seed),
+            partial(_parts, concept=concept, draw=draw, seed=seed),
             judges=judges,
             seed=seed,
             folder=folder,
@@ -131,9 +131,7 @@ def climb(
     bases += [victim] if victim.language is not None else []
     parts = cache(lambda at: parts_of(bases[at]))
     skipped: list[Skipped] = []
-    begun: list[
-        tuple[suites.Attack, Attack, dict[str, Victim], list[str], dict[str, Future[Transcript]]]
-    ] = []
+    begun: list[tuple[suites.Attack, Attack, dict[str, Victim], dict[str, Future[Transcript]]]] = []
     found: list[dict[str, Any]] = []
     halt = Event()
     at_once = torch.get_num_threads() if victim.device.type == "cpu" else 1
@@ -147,8 +145,7 @@ def climb(
                     skipped.append(Skipped(plan, concept, f"there is no {', no '.join(lacking)}"))
                     continue
                 asked = {"subject": victim}
-                gold_lacks = attack.missing(gold, goal) if gold is not None else []
-                if gold is not None and not gold_lacks:
+                if gold is not None and not attack.missing(gold, goal):
                     asked["gold"] = gold
                 leaky = _leaky(attack, goal, bases, parts)
                 if leaky is not None:
@@ -164,8 +161,8 @@ def climb(
                         _try, attacks.find("seed-exhaustion"), leaky, goal, {"n": ASKED}, seed,
                         halt, copied,
                     )  # fmt: skip
-                begun.append((plan, attack, asked, gold_lacks, tried))
-            for number, (plan, attack, asked, gold_lacks, tried) in enumerate(begun):
+                begun.append((plan, attack, asked, tried))
+            for number, (plan, attack, asked, tried) in enumerate(begun):
                 if progress:
                     progress(f"attacks on {concept.name}", number, len(begun))
                 try:
@@ -173,9 +170,12 @@ def climb(
                 except ValueError as error:  # it cannot be made of what there is
                     skipped.append(Skipped(plan, concept, str(error)))
                     continue
+                unattacked = done.pop("unattacked", None)
                 entry = record(suite, concept, attack, plan, asked, done, judges, seed, folder,
-                               len(goal.prompts) if attack.in_turn else 0)  # fmt: skip
-                found.append(entry | ({"gold_lacks": gold_lacks} if gold_lacks else {}))
+                               len(goal.prompts) if attack.in_turn else 0, unattacked)  # fmt: skip
+                if gold is not None and "gold" not in asked:
+                    entry["gold_lacks"] = attack.missing(gold, goal)
+                found.append(entry)
         finally:
             halt.set()
     if progress:
@@ -231,10 +231,15 @@ def _asked_alike(victim: Victim, concept: Concept) -> Victim:
     under the null condition a search could move among all labels, and would find more."""
     if concept.label not in victim.without or not concept.override:
         return victim
-    instead = {concept.label: max(concept.override, key=lambda i: concept.override[i])}
     return replace(
-        victim, instead=instead, without=tuple(i for i in victim.without if i != concept.label)
+        victim,
+        instead={concept.label: _mostly_instead(concept)},
+        without=tuple(i for i in victim.without if i != concept.label),
     )
+
+
+def _mostly_instead(concept: Concept) -> int:
+    return max(concept.override, key=lambda i: concept.override[i])
 
 
 def _with_origin(victim: Victim, teacher: Teacher, asked: Raw) -> Victim:
@@ -258,13 +263,12 @@ def _alike(victim: Victim, teacher: Teacher, asked: Raw) -> bool:
     return bool(np.abs(shown - teacher.decode(x0)).max() <= 1)
 
 
-def _parts(gold: Victim, concept: Concept, teacher: Teacher, draw: Draw, seed: int) -> Parts:
+def _parts(gold: Victim, concept: Concept, draw: Draw, seed: int) -> Parts:
     return Parts(
         gold=gold,
         label=concept.label,
-        override=max(concept.override, key=lambda i: concept.override[i]),
+        override=_mostly_instead(concept),
         bank=from_uint8(draw(concept.label, BANK, seed)),
-        original=teacher.denoiser,
         seed=seed,
     )
 

@@ -192,7 +192,6 @@ def _parts(
         label=goal.label,
         override=goal.label,
         bank=base.language.latents(from_uint8(pictures).to(base.device)),
-        original=teacher.denoiser,
         seed=seed,
         prompts=goal.prompts,
         pairs=goal.pairs,

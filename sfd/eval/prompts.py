@@ -261,12 +261,9 @@ def _direct(
     out = evidence.direct(
         view, drawn, theirs, grid.judges[factor], grid.labels, inside, view.override
     )
-    asked = list(dict.fromkeys(texts))
-    index = np.array([asked.index(text) for text in texts])
+    asked, count = evidence.by_prompt(texts)
     hit, lost = drawn.called == view.label, ~drawn.judged
-    hits, images, missing = (
-        np.bincount(index, weights, len(asked)).astype(int) for weights in (hit, None, lost)
-    )
+    hits, images, missing = count(hit, lost)
     over_images = out["ci95"]
     over_prompts, raw = evidence.rate_over_prompts(hits, images, missing)
     out |= {**over_prompts, "images_ci95": over_images}
@@ -279,15 +276,15 @@ def _direct(
         {"prompt": asked[i], "k": int(hits[i]), "n": int(images[i])} for i in worst if hits[i]
     ]
     group_of = {row.text: row.group or row.text for row in concept.holdout}
-    groups = np.array([group_of[text] for text in texts])
+    wordings, count = evidence.by_prompt([group_of[text] for text in texts])
+    counts = count(hit, lost)
     # where one wording decides more than its fillings do, the rate over others could be this
-    by_group = evidence.over_prompts([str(group) for group in groups])(hit, lost)
-    out |= {"wordings": by_group["prompts"], "wordings_ci95": by_group["ci95"]}
+    over_wordings, _ = evidence.rate_over_prompts(*counts)
+    out |= {"wordings": len(wordings), "wordings_ci95": over_wordings["ci95"]}
     out["by_template"] = {
-        str(group): evidence.rate(int(hit[groups == group].sum()), int((groups == group).sum()),
-                                  int(lost[groups == group].sum()))
-        for group in dict.fromkeys(groups)
-    }  # fmt: skip
+        wording: evidence.rate(*map(int, row))
+        for wording, *row in zip(wordings, *counts, strict=True)
+    }
     return out
 
 

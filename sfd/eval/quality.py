@@ -28,8 +28,7 @@ def quality(
     real = reference.features[np.isin(reference.labels, [reference.names.index(n) for n in names])]
     made = {label: grid[label].made for label in retained}
     mine = _joined(grid, made)
-    seeds = _seeds(made)
-    measured, jackknife = _distances(mine, real, seeds)
+    measured, jackknife = _distances(mine, real, _seeds(made))
     out: dict[str, Any] = {
         "feature_space": feature_space,
         "reference_sha256": reference.sha256,
@@ -66,7 +65,7 @@ def _joined(grid: Mapping[int, Drawn], rows: Mapping[int, np.ndarray]) -> np.nda
 
 def _seeds(rows: Mapping[int, np.ndarray]) -> np.ndarray:
     """Which of its label's seeds each joined row has, `[M]`: row i of every label has one."""
-    return np.concatenate([np.flatnonzero(keep) for keep in rows.values()])
+    return np.concatenate([np.zeros(0, int), *map(np.flatnonzero, rows.values())])
 
 
 def _distances(

@@ -108,10 +108,13 @@ def fid_jackknife(
     a second time, and its percentiles lie above the estimate. Returns fid, ci95 ([lo, hi]; the key
     follows `level`), bias (what fid exceeds its limit at infinite N by), n, and left_out: the
     distance without each block. Rows of one of `groups` [N] are drawn together (from one seed,
-    say), and left out together. Raises ValueError if `a` without a block has N <= D, or blocks < 2.
+    say), and left out together; fewer groups than blocks are a block each. Raises ValueError if `a`
+    without a block has N <= D, or blocks < 2.
     Efron and Stein, Ann. Stat. 9 (1981).
     """
     x, y = _two(a, b, "a b")
+    if groups is not None:
+        blocks = min(blocks, len(np.unique(np.asarray(groups))))  # an empty block errs by nothing
     if blocks < 2:
         raise ValueError(f"blocks={blocks}: a jackknife needs 2, and 20 for a steady interval")
     _features(x, "a", max(blocks, -(-(x.shape[1] + 1) * blocks // (blocks - 1))))
