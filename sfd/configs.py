@@ -278,6 +278,7 @@ class Training(Strict):
     accumulate: Batch = 1
     lr_student: float = Field(gt=0)
     lr_fake: float = Field(gt=0)
+    optimizer_student: Literal["adam", "muon"] = "adam"
     warmup: int = Field(0, ge=0)
     decay_from: float = Field(0.5, ge=0, le=1)
     ema_images: float = Field(ge=0)

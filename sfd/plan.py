@@ -18,9 +18,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from sfd import checkpoints, forgetting, schedules, teachers, train
+from sfd import checkpoints, forgetting, optimizers, schedules, teachers, train
 from sfd.forgetting import Batch
 from sfd.objectives import Draw, Phase
+from sfd.optimizers import Optimizer
 from sfd.teachers import Teacher, lora, stable_diffusion
 
 
@@ -110,16 +111,17 @@ def memory(
     guidance: Mapping[str, float],
     adapters: Mapping[str, Any] | None,
     checkpointing: bool,
+    optimizer_student: str = "adam",
     fused: bool = False,
 ) -> dict[str, int]:
     """Bytes by role of a training run on one device, text encoder and VAE left out.
 
     `teacher`, `student`, `fake`, `ema` (in LoRA mode what each adds to the shared base),
-    `optimizers` (Adam's two moments), `gradients` (of the larger network: only one learns at a
-    time), `activations` (whatever else is alive at the worst moment of two whole steps), `kept`
-    (what is remembered of distinct images) and their sum, `total`. `fused` plans for fused
-    attention kernels, as CUDA has them. What an allocator and kernels' workspaces take comes on
-    top.
+    `optimizers` (Adam's two moments, Muon's one), `gradients` (of the larger network: only one
+    learns at a time), `activations` (whatever else is alive at the worst moment of two whole
+    steps), `kept` (what is remembered of distinct images) and their sum, `total`. `fused` plans for
+    fused attention kernels, as CUDA has them. What an allocator and kernels' workspaces take comes
+    on top.
     """
     # adapters are put in on the meta device; FakeTensorMode cannot convert their modules
     with torch.device("meta"):
@@ -141,8 +143,14 @@ def memory(
             name: [p for p in net.parameters() if p.requires_grad]
             for name, net in (("student", student), ("fake", fake))
         }
+        steppers = {
+            "student": optimizers.TABLE[optimizer_student](learned["student"]),
+            "fake": optimizers.adam(learned["fake"]),
+        }
         with Peak() as peak:
-            _two_steps(shape, phases, base, student, fake, learned, batch, accumulate, guidance)
+            _two_steps(
+                shape, phases, base, student, fake, learned, steppers, batch, accumulate, guidance
+            )
         shared = {id(p) for p in base.parameters()}
         own = {
             name: _bytes([p for p in net.parameters() if id(p) not in shared])
@@ -153,7 +161,7 @@ def memory(
             "teacher": _bytes([*base.parameters(), *base.buffers()]),
             **own,
             "ema": weights["student"],
-            "optimizers": 2 * sum(weights.values()),
+            "optimizers": sum(_bytes(stepper.held()) for stepper in steppers.values()),
             "gradients": max(weights.values()),
         }
         roles["activations"] = max(0, peak.most - roles["optimizers"] - roles["gradients"])
@@ -191,11 +199,12 @@ def _two_steps(
     student: nn.Module,
     fake: nn.Module,
     learned: Mapping[str, Sequence[nn.Parameter]],
+    steppers: Mapping[str, Optimizer],
     batch: int,
     accumulate: int,
     guidance: Mapping[str, float],
 ) -> None:
-    """What `train.train` does to the networks, twice: the second time Adam's moments are there."""
+    """What `train.train` does to the networks, twice: then what optimizers keep is there too."""
     rows = batch // accumulate
     null = torch.zeros(1, *shape.cond)
     teacher = Teacher(
@@ -217,10 +226,6 @@ def _two_steps(
         uniform=lambda purpose: torch.rand(rows, dtype=torch.float64),
     )
     rule = forgetting.none(teacher, [])
-    optimizers = {
-        name: torch.optim.Adam(parameters, betas=(0.0, 0.999))
-        for name, parameters in learned.items()
-    }
     for _ in range(2):
         memos: list[dict[str, Tensor]] = [{} for _ in range(accumulate)]
         for phase in phases:
@@ -234,5 +239,5 @@ def _two_steps(
                 (losses.sum() / batch).backward()
                 del losses
             for name in phase.learns:
-                optimizers[name].step()
-                optimizers[name].zero_grad(set_to_none=True)
+                steppers[name].step(0.0, 0.0)
+                networks[name].zero_grad(set_to_none=True)

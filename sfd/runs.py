@@ -84,6 +84,7 @@ def train_job(
         accumulate=numbers.accumulate,
         lr_student=numbers.lr_student,
         lr_fake=numbers.lr_fake,
+        optimizer_student=numbers.optimizer_student,
         warmup=numbers.warmup,
         decay_from=numbers.decay_from,
         ema_images=numbers.ema_images,

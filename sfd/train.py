@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sfd import content, forgetting, noise, objectives, state, teachers
+from sfd import content, forgetting, noise, objectives, optimizers, state, teachers
 from sfd.concepts import AnyConcept
 from sfd.forgetting import Batch, Rule
 from sfd.objectives import Draw, Logs, Phase
@@ -38,6 +38,7 @@ def train(
     accumulate: int = 1,
     lr_student: float,
     lr_fake: float,
+    optimizer_student: str = "adam",
     warmup: int = 0,
     decay_from: float = 1.0,
     ema_images: float,
@@ -56,9 +57,10 @@ def train(
     `total`, `warmup`, `ema_images`, `tick`, `checkpoint` and `snapshots` are counted in images of
     the global batch. What requires a gradient in `student` and `fake` learns, the rest is a frozen
     base that they may share. The loss of a batch is sum_i weight_i l_i / batch. Both networks learn
-    with Adam(phase.beta1, .999) and stay in evaluation mode (no dropout). The fake score is guided
-    by `guidance_train` where it learns and by `guidance_fake` where it is asked (arXiv 2406.01561).
-    Resumes from `folder`; raises `state.Stopped` if it ends in the middle.
+    with Adam(phase.beta1, .999), or the student with another of `optimizers.TABLE`, and stay in
+    evaluation mode (no dropout). The fake score is guided by `guidance_train` where it learns and
+    by `guidance_fake` where it is asked (arXiv 2406.01561). Resumes from `folder`;
+    raises `state.Stopped` if it ends in the middle.
     """
     if batch % accumulate:
         raise ValueError(f"a batch of {batch} cannot be accumulated in {accumulate} equal parts")
@@ -68,17 +70,25 @@ def train(
     own = {name: [p for p in net.parameters() if p.requires_grad] for name, net in networks.items()}
     average = state.frozen_copy(student)
     rates = {"student": lr_student, "fake": lr_fake}
-    optimizers = {
-        name: torch.optim.Adam(own[name], lr=rates[name], fused=True) for name in networks
+    masks = masks_of(rule, student)
+    student.zero_grad(set_to_none=True)  # what a mask was found by is no part of the first step
+    steppers = {
+        "student": optimizers.TABLE[optimizer_student](
+            own["student"], [student.get_parameter(key) for key in masks]
+        ),
+        "fake": optimizers.adam(own["fake"]),
     }
     null = teacher.encode([None])
     asked = {
         name: {**networks, "fake": teachers.guided(fake, null, k)}
         for name, k in (("student", guidance_fake), ("fake", guidance_train))
     }
-    masks = masks_of(rule, student)
-    student.zero_grad(set_to_none=True)  # what a mask was found by is no part of the first step
-    run = state.Run({**networks, "ema": average}, dict(optimizers))
+    parts = {
+        name + part: optimizer
+        for name, stepper in steppers.items()
+        for part, optimizer in stepper.parts.items()
+    }
+    run = state.Run({**networks, "ema": average}, parts)
     state.restore(run, folder / "state", identity)
     state.check_alike(run, device)
 
@@ -138,10 +148,8 @@ def train(
                 norm = state.gradient_norm(own[name])
                 stats[f"grad_norm_{name}"] = (float(norm), 1.0)
                 if torch.isfinite(norm):  # otherwise the loop stops the run, weights untouched
-                    group = optimizers[name].param_groups[0]
-                    group["lr"], group["betas"] = rates[name] * factor, (phase.beta1, 0.999)
-                    optimizers[name].step()
-                optimizers[name].zero_grad(set_to_none=True)
+                    steppers[name].step(rates[name] * factor, phase.beta1)
+                networks[name].zero_grad(set_to_none=True)
         state.update_ema(average, student, images=batch, seen=nimg + batch, half_life=ema_images)
         return stats
 

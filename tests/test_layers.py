@@ -18,6 +18,7 @@ LAYERS = [
     {
         "schedules",
         "solvers",
+        "optimizers",
         "noise",
         "objectives",
         "metrics",

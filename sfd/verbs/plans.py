@@ -17,6 +17,7 @@ def plan_run(recipe: configs.Recipe, *, cuda: bool = False) -> dict[str, int]:
         guidance=recipe.guidance.model_dump(),
         adapters=numbers.lora.model_dump() if numbers.lora else None,
         checkpointing=numbers.checkpointing,
+        optimizer_student=numbers.optimizer_student,
         fused=cuda,
     )
 
