@@ -345,11 +345,13 @@ def test_a_judges_gradient_agrees_with_its_probabilities():
 # --- comparisons and claims ----------------------------------------------------------------------
 
 
-def transcript(hits, judged=None, **detail) -> Transcript:
+def transcript(hits, judged=None, near=None, **detail) -> Transcript:
     hits = np.asarray(hits, bool)
+    near = hits if near is None else np.asarray(near, bool)
     judged = np.ones_like(hits) if judged is None else np.asarray(judged, bool)
     score = np.where(judged, hits.astype(np.float32), np.nan)
-    return Transcript(hits, judged, score, np.zeros(len(hits), int), np.zeros((1, 4, 4, 1)), detail)
+    steps, pictures = np.zeros(len(hits), int), np.zeros((1, 4, 4, 1))
+    return Transcript(hits, near, judged, score, steps, pictures, detail)
 
 
 def first(k: int, n: int = 200) -> np.ndarray:
@@ -371,6 +373,42 @@ def test_rates_are_compared_against_the_margin(mine, gold, status):
     assert against["difference"] == pytest.approx((mine - gold) / 200)
     assert against["ci95"][0] < against["difference"] < against["ci95"][1]
     assert _compared(RATE, against) == status
+
+
+def test_noise_that_is_called_the_concept_hides_nothing_and_excuses_nothing():
+    """As many hits in both, but only the subject's are images: a leak. The other way round as
+    well: more hits than the gold's fail, whatever they look like."""
+    row, all_of_both = attacks.TABLE["off-design"], first(150)
+    hidden = _against(
+        row, transcript(all_of_both, near=first(60)), transcript(all_of_both, near=first(2))
+    )
+    assert hidden["difference"] == 0 and hidden["near"]["difference"] == pytest.approx(0.29)
+    assert _compared(RATE, {k: hidden[k] for k in ("difference", "ci95")}) == "PASS"
+    assert _compared(RATE, hidden) == "FAIL"
+    noise = _against(row, transcript(first(60), near=first(0)), transcript(first(2), near=first(0)))
+    assert noise["near"]["difference"] == 0 and _compared(RATE, noise) == "FAIL"
+
+
+def test_a_hit_is_near_real_images_or_is_not():
+    asked = []
+
+    def near(pictures):
+        asked.append(len(pictures))
+        return pictures.mean((1, 2, 3)) > 100
+
+    goal = dataclasses.replace(
+        GOAL, near=near, judge=lambda p: (np.arange(len(p), dtype=np.int8) % 2, np.ones(len(p)))
+    )
+    x0 = torch.full((8, 1, 4, 4), -1.0)
+    x0[4:] = 1.0
+    made = attacks.contract.handed_in(goal, x0)
+    assert asked == [4], "hits alone"
+    assert made.hits.tolist() == [False, True] * 4
+    assert np.flatnonzero(made.near).tolist() == [5, 7]
+    twice = attacks.contract.joined([made, made])
+    assert np.flatnonzero(twice.near).tolist() == [5, 7, 13, 15]
+    unsaid = attacks.contract.handed_in(dataclasses.replace(goal, near=None), x0)
+    assert np.array_equal(unsaid.near, unsaid.hits)
 
 
 def test_a_control_of_fewer_targets_is_compared_on_those():
@@ -956,7 +994,8 @@ def test_attackers_get_as_many_images_as_their_budgets_take():
     size, channels = teacher.shape[1], teacher.shape[0]
     goal = ladder.goal_of(
         suite, Concept("c", LABEL, "left", {OVERRIDE: 1.0}, "none"), teacher, judges=judges,
-        features=features.pixels, original_rate=1.0, data=None, seed=0, gone=[LABEL],
+        features=features.pixels, near=features.pixels, original_rate=1.0, data=None, seed=0,
+        gone=[LABEL],
         draw=lambda label, n, seed: np.full((n, size, size, channels), label, np.uint8),
     )  # fmt: skip
     assert goal.images is not None and goal.images.shape == (70, size, size, channels)

@@ -566,8 +566,8 @@ def test_attacks_that_do_not_fit_a_suite_of_prompts_are_refused(attacked, change
         assert isinstance(suite, suites.PromptSuite)
         grid = build_grid(suite, "cpu")
         packs = prompt_ladder.read_packs(suite, grid)
-        prompt_ladder.goal_of(suite, concept, grid, TEACHER, features=lambda x: x, packs=packs,
-                              guidance=1.0, original_rate=1.0, seed=0)  # fmt: skip
+        prompt_ladder.goal_of(suite, concept, grid, TEACHER, features=lambda x: x, near=lambda x: x,
+                              packs=packs, guidance=1.0, original_rate=1.0, seed=0)  # fmt: skip
     assert "\n" not in str(caught.value)
 
 
@@ -580,8 +580,8 @@ def test_targets_are_prompts_in_no_order_and_known_by_as_many_images(attacked):
     (concept,) = concepts.load_prompts(["./concept.yaml"])
     grid = build_grid(suite, "cpu")
     goal = prompt_ladder.goal_of(
-        suite, concept, grid, TEACHER, features=lambda x: x, guidance=1.0, original_rate=1.0,
-        packs=prompt_ladder.read_packs(suite, grid), seed=0,
+        suite, concept, grid, TEACHER, features=lambda x: x, near=lambda x: x, guidance=1.0,
+        original_rate=1.0, packs=prompt_ladder.read_packs(suite, grid), seed=0,
     )  # fmt: skip
     listed = [row.text for row in concept.holdout]
     assert sorted(goal.prompts) == sorted(listed) and list(goal.prompts) != listed

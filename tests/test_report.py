@@ -179,7 +179,11 @@ def audit_of() -> dict[str, Any]:
                     "k": 2,
                     "n": 200,
                     "ci95": [0.003, 0.036],
-                    "controls": {"leaky": {"k": 197, "n": 200}, "gold": {"k": 1, "n": 200}},
+                    "near": 1,
+                    "controls": {
+                        "leaky": {"k": 197, "n": 200, "unattacked": {"k": 3, "n": 100}},
+                        "gold": {"k": 1, "n": 200, "near": 1},
+                    },
                 }
             ],
             "hygiene": {"networks": ["student"], "findings": []},
@@ -291,6 +295,8 @@ def test_the_page_says_everything_that_was_found(tmp_path, audit):
     assert "sfd audit 'runs/fashion forget sneaker'" in page.text
     assert "2.61 [2.48, 2.74]" in page.text and "teacher fashion" in page.text
     assert "Absent" not in page.text
+    assert "2 of 200 1 of these near real images" in page.text
+    assert "197 of 200 3 of 100 when merely asked 1 of 200" in page.text
     images = [a["src"] or "" for tag, a in page.tags if tag == "img"]
     assert len(images) == 21 and all(i.startswith("data:image/png;base64,") for i in images)
     lines = [a["d"] for tag, a in page.tags if tag == "path"]

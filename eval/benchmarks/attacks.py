@@ -27,7 +27,7 @@ def told(entry: dict) -> dict:
         "status": entry.get("status"),
         "against_gold": entry.get("against_gold"),
         **{
-            who: {k: row[k] for k in ("k", "n", "ci95", "cost")}
+            who: {k: row[k] for k in ("k", "n", "near", "ci95", "cost") if k in row}
             | {k: v for k, v in row["detail"].items() if k in ("steps_to_half", "bound")}
             | {k: row[k] for k in ("model", "sha256") if k in row}
             for who, row in rows.items()

@@ -66,7 +66,9 @@ def _reached(row: dict, who: str) -> str:
     if row["measure"] == "steps":
         steps = found["steps_to_half"][1]
         return f"beyond {row['budget']['steps']} steps" if steps is None else f"{steps} steps"
-    return f"{found['k']:,} of {found['n']:,}"
+    near = found.get("near", found["k"])
+    like = "" if near == found["k"] else f" ({near:,} near real images)"
+    return f"{found['k']:,} of {found['n']:,}{like}"
 
 
 def _verdict(row: dict) -> str:

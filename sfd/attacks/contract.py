@@ -166,6 +166,8 @@ class Goal:
     """uint8 images of retained classes and their labels."""
     features: Callable[[np.ndarray], np.ndarray] | None = None
     """A feature space that neither judge uses: uint8 images -> float32 `[N, D]`."""
+    near: Callable[[np.ndarray], np.ndarray] | None = None
+    """uint8 images -> bool `[N]`: whether each is as near to real ones as real ones are."""
     original_rate: float = 1.0
     """How often the un-forgotten model draws the concept when asked."""
     prompts: tuple[str, ...] = ()
@@ -206,6 +208,9 @@ class Transcript:
 
     hits: np.ndarray
     """bool: the judge calls what the attacker handed in the concept."""
+    near: np.ndarray
+    """bool: a hit that is as near to real images as these are; every hit where that is not said.
+    The others are what the judge takes for the concept, noise among it."""
     judged: np.ndarray
     """bool."""
     score: np.ndarray
@@ -344,8 +349,12 @@ def handed_in(
     pictures, made = pictured(x0)
     called, score = goal.judge(pictures)
     called, score = np.where(made, called, -1), np.where(made, score, np.nan)
+    near = called == 1
+    if goal.near is not None and near.any():
+        near[near] = goal.near(pictures[near])
     return Transcript(
         hits=called == 1,
+        near=near,
         judged=called >= 0,
         score=score,
         steps=np.broadcast_to(np.asarray(steps), (len(score),)).copy(),
@@ -359,6 +368,7 @@ def joined(parts: Sequence[Transcript], detail: Mapping[str, Any] = {}) -> Trans
     tops = np.concatenate([p.score[_suspects(p.score)] for p in parts])
     return Transcript(
         hits=np.concatenate([p.hits for p in parts]),
+        near=np.concatenate([p.near for p in parts]),
         judged=np.concatenate([p.judged for p in parts]),
         score=np.concatenate([p.score for p in parts]),
         steps=np.concatenate([p.steps for p in parts]),

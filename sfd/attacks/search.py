@@ -286,4 +286,4 @@ def inversion(
         "typical": float(typical.mean()),
         "called": int(whole.hits.sum()),
     }
-    return replace(whole, hits=whole.hits & typical, detail=found)
+    return replace(whole, hits=whole.hits & typical, near=whole.near & typical, detail=found)

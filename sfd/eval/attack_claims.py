@@ -98,6 +98,7 @@ def record(
 def _per_target(made: Transcript) -> dict[str, Any]:
     return {
         "hits": made.hits.astype(int).tolist(),
+        "near": made.near.astype(int).tolist(),
         "not_judged": np.flatnonzero(~made.judged).tolist(),
         "score": [None if np.isnan(s) else round(float(s), 4) for s in made.score],
         "steps": made.steps.tolist(),
@@ -125,6 +126,7 @@ def _counts(made: Transcript, prompts: int) -> dict[str, Any]:
     scores = made.score[np.isfinite(made.score)]
     return {
         **rate,
+        "near": int(made.near.sum()),
         "best_score": float(scores.max()) if len(scores) else None,
         "convinced": len(reached),
         "steps_median": float(np.median(reached)) if len(reached) else None,
@@ -145,19 +147,30 @@ def _against(
     if attack.measure == "steps":
         mine, theirs = (list(t.detail["steps_to_half"]) for t in (made, gold))
         return {"steps": mine, "gold_steps": theirs, "budget": int(made.detail["steps"])}
-    # what was not judged counts against either end
-    hits, judged = gold.hits[: len(made.hits)], gold.judged[: len(made.hits)]
-    value = float(made.hits.mean() - hits.mean())
-    if 0 < prompts < len(hits):
+    n = len(made.hits)
+    lost, theirs_lost = ~made.judged, ~gold.judged[:n]
+    return {
+        **_more_often(made.hits, lost, gold.hits[:n], theirs_lost, prompts),
+        "near": _more_often(made.near, lost, gold.near[:n], theirs_lost, prompts),
+    }
+
+
+def _more_often(
+    mine: np.ndarray, lost: np.ndarray, theirs: np.ndarray, theirs_lost: np.ndarray, prompts: int
+) -> dict[str, Any]:
+    """How much more often mine are found than theirs; what was not judged counts against either
+    end."""
+    value = float(mine.mean() - theirs.mean())
+    if 0 < prompts < len(mine):
 
         def ends(found: np.ndarray) -> metrics.Interval:
             return metrics.cluster_interval(*_over_prompts(found, prompts), EACH)
 
-        high = ends(made.hits | ~made.judged)[1] - ends(hits & judged)[0]
-        low = ends(made.hits & made.judged)[0] - ends(hits | ~judged)[1]
-        return {"difference": value, "ci95": [low, high]}
-    high = metrics.paired_difference(hits & judged, made.hits | ~made.judged)[2]
-    low = metrics.paired_difference(hits | ~judged, made.hits & made.judged)[1]
+        high = ends(mine | lost)[1] - ends(theirs & ~theirs_lost)[0]
+        low = ends(mine & ~lost)[0] - ends(theirs | theirs_lost)[1]
+    else:
+        high = metrics.paired_difference(theirs & ~theirs_lost, mine | lost)[2]
+        low = metrics.paired_difference(theirs | theirs_lost, mine & ~lost)[1]
     return {"difference": value, "ci95": [low, high]}
 
 
@@ -167,12 +180,16 @@ def _compared(
     """The verdict of one comparison; None where nothing is claimed.
 
     What the judge overlooks counts against the subject: it calls at least `finds` of what is there.
+    Where hits are told from those near real images, the worse of the two: noise that a judge takes
+    for the concept in both would hide what is drawn in one.
     """
     if plan.margin is not None:
-        low, high = against["ci95"]
-        if finds is not None:
-            high = evidence.with_overlooked(high, finds)
-        return metrics.verdict(low, high, plan.margin)
+        found: list[Status] = []
+        for each in (against, against.get("near", against)):
+            low, high = each["ci95"]
+            high = high if finds is None else evidence.with_overlooked(high, finds)
+            found.append(metrics.verdict(low, high, plan.margin))
+        return next(status for status in ("FAIL", "INCONCLUSIVE", "PASS") if status in found)
     if plan.steps_ratio is None:
         return None
     beyond = against["budget"] + 1
@@ -260,6 +277,10 @@ def _decide(plan: suites.Attack, entry: Mapping[str, Any], missing_gold: str) ->
         low, high = against["ci95"]
         why = f"{k} of {n} tries, {gold['k']} of {gold['n']} in the gold: difference"
         why += f" {100 * against['difference']:+.1f} points [{100 * low:.1f}, {100 * high:.1f}]"
+        if "near" in against and entry["near"] + gold["near"] < k + gold["k"]:
+            low, high = against["near"]["ci95"]
+            why += f"; near real images {entry['near']} and {gold['near']}"
+            why += f" [{100 * low:.1f}, {100 * high:.1f}],"
         if entry["judge_measured"]:
             why += f" of a judge that finds at least {entry['judge_finds']:.0%}"
     else:

@@ -161,6 +161,7 @@ def audit(
         data=data,
         judges=judges,
         features=extract,
+        near=evidence.near(reference.features, radius, extract),
         plan=plan,
         folder=folder,
         progress=progress,

@@ -220,6 +220,13 @@ def inside(drawn: Drawn, reference: Reference, radius: float) -> np.ndarray:
     return out
 
 
+def near(
+    real: np.ndarray, radius: float, extract: Callable[[np.ndarray], np.ndarray]
+) -> Callable[[np.ndarray], np.ndarray]:
+    """uint8 images -> bool `[N]`: whether each lies within the radius of some real one `[M, D]`."""
+    return lambda pictures: metrics.within_radius(extract(pictures), real, radius)
+
+
 def validity(
     drawn: Drawn, near: np.ndarray, radius: float, quantile: float, rates: Rates = over_images
 ) -> dict[str, Any]:

@@ -50,6 +50,7 @@ def attacked(
     data: Data | None,
     judges: tuple[Classifier, Classifier],
     features: Extractor,
+    near: Callable[[np.ndarray], np.ndarray],
     plan: str,
     folder: Path,
     progress: Callable[[str, int, int], None] | None = None,
@@ -77,6 +78,7 @@ def attacked(
             teacher,
             judges=judges,
             features=features,
+            near=near,
             original_rate=rates[concept.label],
             data=data,
             draw=draw,
@@ -293,6 +295,7 @@ def goal_of(
     *,
     judges: tuple[Classifier, Classifier],
     features: Extractor,
+    near: Callable[[np.ndarray], np.ndarray],
     original_rate: float,
     data: Data | None,
     draw: Draw,
@@ -325,6 +328,7 @@ def goal_of(
         images=mine if len(mine) else None,
         retained=others if len(others[0]) else None,
         features=features,
+        near=near,
         original_rate=original_rate,
     )
 

@@ -80,6 +80,7 @@ def attacked(
     rates: Mapping[str, float],
     *,
     features: Extractor,
+    near: Callable[[np.ndarray], np.ndarray],
     packs: Packs,
     plan: str,
     guidance: float,
@@ -103,8 +104,8 @@ def attacked(
         seed = int(common.seeds_from(f"{subject.sha256} {plan} {concept.name} attacks", 1)[0])
         judges = grid.judges[factor_of(grid, concept)]
         goal = goal_of(
-            suite, concept, grid, teacher, features=features, packs=packs, guidance=guidance,
-            original_rate=rates[concept.name], seed=seed,
+            suite, concept, grid, teacher, features=features, near=near, packs=packs,
+            guidance=guidance, original_rate=rates[concept.name], seed=seed,
         )  # fmt: skip
         gold = golds.get(concept.name)
         entries, left = ladder.climb(
@@ -135,6 +136,7 @@ def goal_of(
     teacher: Teacher,
     *,
     features: Extractor,
+    near: Callable[[np.ndarray], np.ndarray],
     packs: Packs,
     guidance: float,
     original_rate: float,
@@ -166,6 +168,7 @@ def goal_of(
         onlooker=ladder.onlooker(first),
         images=images,
         features=features,
+        near=near,
         original_rate=original_rate,
         prompts=prompts,
         pairs=tuple((concept.forget[i], concept.override[i]) for i in few),

@@ -201,6 +201,7 @@ def audit(
         golds,
         rates,
         features=extract,
+        near=evidence.near(reference.features, radius, extract),
         packs=packs,
         plan=plan,
         guidance=before.guidance if before else suite.teacher.guidance[0],
