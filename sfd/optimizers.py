@@ -34,9 +34,10 @@ class Optimizer:
             matrix.grad = None
 
     def held(self) -> list[Tensor]:
-        """What is kept between steps."""
+        """The moments that are kept between steps."""
         states = (part.state.values() for part in self.parts.values())
-        return [value for entries in states for entry in entries for value in entry.values()]
+        kept = (value for entries in states for entry in entries for value in entry.values())
+        return [value for value in kept if value.ndim]  # Adam counts its steps as well
 
 
 def adam(parameters: Iterable[nn.Parameter], partly: Iterable[nn.Parameter] = ()) -> Optimizer:

@@ -309,6 +309,10 @@ def test_a_plan_of_classes_and_of_what_cannot_be_planned():
     grown = large["activations"] / small["activations"]
     assert 1.5 < grown <= 2, "but for the weights' bf16 copies, twice the rows keep twice as much"
     assert large["student"] == small["student"] == pytest.approx(4 * 1.03e6, rel=0.05)
+    muon = ("train.batch=8", "train.optimizer_student=muon")
+    one_moment = verbs.plan_run(configs.load("digits-forget-three", muon))["optimizers"]
+    assert small["optimizers"] == pytest.approx(4 * small["student"], rel=0.01)
+    assert one_moment == pytest.approx(3 * small["student"], rel=0.05)
     with pytest.raises(ValueError, match="cannot be planned"):
         verbs.plan_run(configs.load("smoke"))
 
