@@ -58,7 +58,7 @@ def muon(parameters: Iterable[nn.Parameter], partly: Iterable[nn.Parameter] = ()
     for p in parameters:
         thin = p.ndim < 2 or min(len(p), p[0].numel()) < THIN
         (rest if thin or id(p) in left else matrices).append(p)
-    flat = tuple((p, nn.Parameter(p.detach().flatten(1))) for p in matrices)
+    flat = tuple((p, nn.Parameter(p.detach().view(len(p), -1))) for p in matrices)
     parts: dict[str, torch.optim.Optimizer] = {}
     if rest:
         parts[""] = torch.optim.Adam(rest, fused=True)
