@@ -1,6 +1,6 @@
 """How many images of trajectories Muon needs for what Adam has learned, and how many seconds.
 
-`python eval/benchmarks/optimizer.py [--teacher fashion] [--pairs 5000] [--images 10000]` writes
+`python eval/benchmarks/optimizer.py [--teacher fashion] [--pairs 10000] [--images 20000]` writes
 `eval/results/optimizer.json`.
 
 The same student from the same start regresses the same trajectories in the same order, by Adam with
@@ -22,8 +22,8 @@ from sfd import devices, forgetting, noise, objectives, provenance, solvers, tea
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--teacher", default="fashion")
-parser.add_argument("--pairs", type=int, default=5_000)
-parser.add_argument("--images", type=int, default=10_000)
+parser.add_argument("--pairs", type=int, default=10_000)
+parser.add_argument("--images", type=int, default=20_000)
 parser.add_argument("--rate", type=float, default=5e-4)
 arguments = parser.parse_args()
 BATCH, HELD_OUT, STEPS = 32, 500, 10
