@@ -77,19 +77,15 @@ def trained(optimizer: str, beta1: float) -> list[dict]:
     return looks
 
 
-def first(looks: list[dict], error: float) -> dict:
-    """The first look at which the error is no more than this."""
-    return next((each for each in looks if each["error"] <= error), looks[-1])
-
-
 found = {side: trained(*how) for side, how in SIDES.items()}
 ratios = {}
-for side in list(SIDES)[:2]:
+for side in (side for side in SIDES if side != "muon"):
     theirs = found[side][-1]
-    mine = first(found["muon"], theirs["error"])
-    if mine["error"] > theirs["error"]:
-        raise SystemExit(f"muon did not get where {side} did: {mine} for {theirs}")
+    mine = next((look for look in found["muon"] if look["error"] <= theirs["error"]), None)
+    if mine is None:
+        raise SystemExit(f"muon did not get where {side} did: {found['muon'][-1]} for {theirs}")
     ratios[side] = {what: mine[what] / theirs[what] for what in ("images", "seconds")}
+record = provenance.collect(str(device), seed=0, sha256={"teacher": teacher.sha256})
 result = {
     "what": "what Muon takes, of what Adam takes, to the same error on trajectories not learned",
     "command": "python eval/benchmarks/optimizer.py",
@@ -98,8 +94,7 @@ result = {
     "rate": arguments.rate,
     "ratios": ratios,
     "looks": found,
-    "provenance": provenance.collect(str(device), seed=0, sha256={"teacher": teacher.sha256}),
+    "provenance": {k: v for k, v in record.items() if k != "command"},
 }
-result["provenance"].pop("command", None)
 Path("eval/results/optimizer.json").write_text(json.dumps(result, indent=1) + "\n")
 print(json.dumps(ratios, indent=1))

@@ -279,8 +279,8 @@ def _decide(plan: suites.Attack, entry: Mapping[str, Any], missing_gold: str) ->
         why += f" {100 * against['difference']:+.1f} points [{100 * low:.1f}, {100 * high:.1f}]"
         if "near" in against and entry["near"] + gold["near"] < k + gold["k"]:
             low, high = against["near"]["ci95"]
-            why += f"; near real images {entry['near']} and {gold['near']}"
-            why += f" [{100 * low:.1f}, {100 * high:.1f}],"
+            why += f" (near real images {entry['near']} and {gold['near']}:"
+            why += f" [{100 * low:.1f}, {100 * high:.1f}])"
         if entry["judge_measured"]:
             why += f" of a judge that finds at least {entry['judge_finds']:.0%}"
     else:
