@@ -322,17 +322,20 @@ def regression(
     weight: float = 1.0,
     sigma_min: float | None = None,
     sigma_max: float | None = None,
+    temperature: float = 1.0,
     beta1: float = 0.0,
 ) -> tuple[Phase, ...]:
     """Knowledge distillation (arXiv 2101.02388): the end of the target's own trajectory, regressed.
 
     The student learns `pairs` pairs of z and of where a `solver` (`solvers.SOLVERS`) leads in
-    `steps` steps from sigma_max z (by default over the target's own `sigma_range`). Each end is
+    `steps` steps from sigma_max z (by default over the target's own `sigma_range`), or from
+    `temperature` sigma_max z: above 1 the ends are more various, and fewer are good. Each end is
     computed when its image is first met, and kept. It keeps the target's variety, and is blurred: a
     start for the others, or, times `weight`, a part of them (their `pairs`). `beta1` is Adam's
     where the student learns from these alone: .9 is faster, but not in the others, whose gradient
     moves with the fake score. The fake score does not learn.
-    Raises ValueError on levels outside the range, no such solver, or fewer than one step or pair.
+    Raises ValueError on levels outside the range, no such solver, fewer than one step or pair, or a
+    weight or temperature that is not above 0.
     """
     if solver not in solvers.SOLVERS:
         near = content.did_you_mean(solver, solvers.SOLVERS)
@@ -345,13 +348,14 @@ def regression(
                          f" {sigma_range[1]:g} to {sigma_range[0]:g}")  # fmt: skip
     if not isinstance(steps, int) or steps < 1:
         raise ValueError(f"steps={steps!r}: give a whole number from 1")
-    if not weight > 0:
-        raise ValueError(f"weight={weight!r}: give a number above 0")
+    for name, given in (("weight", weight), ("temperature", temperature)):
+        if not given > 0:
+            raise ValueError(f"{name}={given!r}: give a number above 0")
 
     def loss(student: Denoise, target: Denoise, draw: Draw, kept: dict[int, Tensor]):
         z = draw.normal("z")
         if any(n not in kept for n in draw.numbers):
-            x0 = solve(target, z, steps=steps, sigma_min=low, sigma_max=high)
+            x0 = solve(target, temperature * z, steps=steps, sigma_min=low, sigma_max=high)
             kept.update(zip(draw.numbers, x0, strict=True))
         x_g = student(sigma_init * z, z.new_full((len(z),), sigma_init))
         losses = regression_loss(x_g, torch.stack([kept[n] for n in draw.numbers]))

@@ -380,6 +380,54 @@ def test_a_collapsed_generator_has_high_precision_and_low_recall():
     assert metrics.precision_recall(real, real + 100) == (0.0, 0.0)
 
 
+@pytest.mark.parametrize("chunk", [None, 50])
+@pytest.mark.parametrize("blocks", [2, 5, 20])
+def test_the_jackknife_of_recall_leaves_out_what_it_says(blocks, chunk, monkeypatch):
+    """Two blocks: half of a point's neighbours go, often more than were looked up first."""
+    if chunk:
+        monkeypatch.setattr(distances, "CHUNK", chunk)
+    real, generated = normal(40, 3, 1), normal(100, 3, 2, shift=0.5, scale=0.7)
+    groups = np.arange(100) % 50
+    got = metrics.precision_recall_jackknife(real, generated, blocks, groups=groups)
+    sets = [np.arange(40) * 100 // 40 + p for p in range(2)]
+    assert not set(sets[0]) & set(sets[1]) and max(map(max, sets)) < 100
+    block = distances._block_of(100, blocks, groups)
+
+    def mean(keep):
+        each = [metrics.precision_recall(real, generated[rows[keep[rows]]]) for rows in sets]
+        return np.mean(each, axis=0)
+
+    assert (got["precision"], got["recall"]) == pytest.approx(mean(block >= 0))
+    for j, left_out in enumerate(got["left_out"]):
+        assert left_out == pytest.approx(mean(block != j))
+
+
+def test_the_interval_of_recall_is_that_of_another_draw():
+    real, runs = normal(300, 4, 1), 60
+    draws = [normal(600, 4, 10 + i, scale=0.8) for i in range(runs)]
+    found = [metrics.precision_recall_jackknife(real, d) for d in draws]
+    mean = np.mean([f["recall"] for f in found])
+    inside = [f["recall_ci95"][0] <= mean <= f["recall_ci95"][1] for f in found]
+    assert np.mean(inside) >= 0.9
+    wide = np.mean([np.diff(f["recall_ci95"])[0] for f in found])
+    assert wide < 2 * 4 * np.std([f["recall"] for f in found])
+
+
+def test_recall_is_compared_in_pairs():
+    real, generated = normal(200, 3, 1), normal(400, 3, 2)
+    one = metrics.precision_recall_jackknife(real, generated)
+    same = metrics.recall_difference(one, one)
+    assert same["difference"] == 0 and same["ci95"] == [0, 0]
+    less = metrics.precision_recall_jackknife(real, 0.6 * generated)
+    found = metrics.recall_difference(less, one)
+    assert found["difference"] == pytest.approx(less["recall"] - one["recall"])
+    assert found["ci95"][0] < found["difference"] < found["ci95"][1] < 0
+    with pytest.raises(ValueError, match="do not pair"):
+        metrics.recall_difference(one, metrics.precision_recall_jackknife(real, generated[:300]))
+    with pytest.raises(ValueError, match="blocks=1"):
+        metrics.precision_recall_jackknife(real, generated, 1)
+
+
 @pytest.mark.parametrize("offset", [0.0, 1e4])
 def test_copies_are_at_distance_zero_whatever_the_offset(offset):
     real = offset + normal(300, 64, 1)
@@ -418,6 +466,7 @@ DISTANCES = {
     "fid_jackknife": metrics.fid_jackknife,
     "kid": lambda a, b: metrics.kid(a, b, subset=10),
     "precision_recall": metrics.precision_recall,
+    "precision_recall_jackknife": metrics.precision_recall_jackknife,
     "within_radius": lambda a, b: metrics.within_radius(a, b, 1.0),
 }
 

@@ -304,6 +304,9 @@ def test_regression_is_the_distance_to_the_trajectorys_end(solver):
     off = Shift(m - m * shrink + 0.1, top * shrink)
     found = losses_of("regression", off, Gaussian(m, s), None, 16, solver=solver, **more)
     torch.testing.assert_close(found, torch.full((16,), 0.01 * np.prod(SHAPE)), rtol=0.02, atol=0)
+    wide = Shift(m - m * shrink, 1.5 * top * shrink)
+    hot = {**more, "temperature": 1.5, "solver": solver}
+    assert losses_of("regression", wide, Gaussian(m, s), None, 16, **hot).max() < 1e-6
 
 
 def test_regression_asks_the_target_once_a_pair(tmp_path):
@@ -402,6 +405,7 @@ def test_pairs_alone_have_their_own_beta1(tmp_path):
         ("sid", {"pairs": {"wieght": 1.0}}, "unknown key 'wieght'; did you mean 'weight'"),
         ("sid", {"pairs": {"sigma_range": (1.0, 2.0)}}, "unknown key 'sigma_range'"),
         ("diff-instruct", {"pairs": {"weight": -1.0}}, "weight=-1.0: give a number above 0"),
+        ("sid", {"pairs": {"temperature": 0.0}}, "temperature=0.0: give a number above 0"),
         (
             "sid",
             {"sigma_range": (0.03, 14.6), "sigma_student": {"name": "karras"}},

@@ -28,7 +28,7 @@ def quality(
     real = reference.features[np.isin(reference.labels, [reference.names.index(n) for n in names])]
     made = {label: grid[label].made for label in retained}
     mine = _joined(grid, made)
-    measured, jackknife = _distances(mine, real, _seeds(made))
+    measured, jackknives = _distances(mine, real, _seeds(made))
     out: dict[str, Any] = {
         "feature_space": feature_space,
         "reference_sha256": reference.sha256,
@@ -41,9 +41,9 @@ def quality(
     if before:
         both = {i: rows & before[i].made for i, rows in made.items()}
         theirs = _joined(before, both)
-        measured, other = _distances(theirs, real, _seeds(both))
+        measured, others = _distances(theirs, real, _seeds(both))
         out["baseline"] = {**baseline, "n": len(theirs), **measured}
-        out |= _ratio(jackknife, other)
+        out |= _beside(jackknives, others)
     if out["fid"] is None:
         return out
     gone = [name for name in reference.names if name not in names]
@@ -71,34 +71,37 @@ def _seeds(rows: Mapping[int, np.ndarray]) -> np.ndarray:
 def _distances(
     features: np.ndarray, real: np.ndarray, seeds: np.ndarray
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """What is recorded of the distances, and the jackknife of the first, if it was measured."""
+    """What is recorded of the distances, and their jackknives, if they were measured."""
     try:
-        jackknife = metrics.fid_jackknife(features, real, groups=seeds)
+        near = metrics.fid_jackknife(features, real, groups=seeds)
         kid, kid_stderr = metrics.kid(features, real, min(1000, len(features) // 2, len(real) // 2))
+        covered = metrics.precision_recall_jackknife(real, features, groups=seeds)
     except ValueError as error:
         keys = ("fid", "fid_ci95", "kid", "kid_stderr", "precision", "recall")
         return {**dict.fromkeys(keys), "unmeasured_because": str(error)}, None
-    n = min(len(features), len(real))
-    # classes stand one after the other: take equal parts of each
-    thinned = features[np.linspace(0, len(features) - 1, n).astype(int)]
-    precision, recall = metrics.precision_recall(real, thinned)
     found = {
-        "fid": jackknife["fid"],
-        "fid_ci95": list(jackknife["ci95"]),
+        "fid": near["fid"],
+        "fid_ci95": list(near["ci95"]),
         "kid": kid,
         "kid_stderr": kid_stderr,
-        "precision": precision,
-        "recall": recall,
+        **{key: covered[key] for key in ("precision", "precision_ci95", "recall", "recall_ci95")},
     }
-    return found, jackknife
+    return found, {"fid": near, "recall": covered}
 
 
-def _ratio(mine: dict[str, Any] | None, theirs: dict[str, Any] | None) -> dict[str, Any]:
-    """FID over the teacher's, seed by seed; empty where one is unmeasured or lacks an image."""
+def _beside(mine: dict[str, Any] | None, theirs: dict[str, Any] | None) -> dict[str, Any]:
+    """FID over the teacher's and recall less its, seed by seed; empty where one is unmeasured or
+    lacks an image."""
     if mine is None or theirs is None:
         return {}
     try:
-        found = metrics.fid_ratio(mine, theirs)
+        ratio = metrics.fid_ratio(mine["fid"], theirs["fid"])
+        recall = metrics.recall_difference(mine["recall"], theirs["recall"])
     except ValueError:
         return {}
-    return {"fid_ratio": found["ratio"], "fid_ratio_ci95": list(found["ci95"])}
+    return {
+        "fid_ratio": ratio["ratio"],
+        "fid_ratio_ci95": list(ratio["ci95"]),
+        "recall_difference": recall["difference"],
+        "recall_difference_ci95": list(recall["ci95"]),
+    }

@@ -26,6 +26,8 @@ from sfd.metrics.distances import (
     moments,
     nn_radius,
     precision_recall,
+    precision_recall_jackknife,
+    recall_difference,
     relative_mmd,
     within_radius,
 )
@@ -68,7 +70,9 @@ __all__ = [
     "pass_probability",
     "plan_samples",
     "precision_recall",
+    "precision_recall_jackknife",
     "rate_interval",
+    "recall_difference",
     "relative_mmd",
     "samples_to_settle",
     "seed_spread",
