@@ -1,6 +1,7 @@
 """What a result rests on: versions, commit, device, time."""
 
 import platform
+import shlex
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -32,7 +33,7 @@ def collect(device: str, **more: Any) -> dict[str, Any]:
         "platform": platform.platform(),
         "device": device,
         "git_commit": _commit(),
-        "command": " ".join(["sfd", *sys.argv[1:]]),
+        "command": shlex.join(["sfd", *sys.argv[1:]]),
         **more,
     }
 

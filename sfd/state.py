@@ -37,7 +37,7 @@ class Stopped(RuntimeError):
 LEFT = (
     "state", "stats.jsonl", "curves.jsonl", "samples", "samples.png", "recipe.yaml",
     "provenance.json", "student.safetensors", "audit.json", "audit.json.sig", "report.html",
-    "sheets", "attacks", "review", "review-key.json",
+    "sheets", "attacks", "review", "review.new", "review-key.json",
 )  # fmt: skip
 """What a run and its audit leave in their folder."""
 

@@ -244,11 +244,31 @@ def test_kid_is_unbiased_with_an_honest_error():
     assert np.mean(np.abs(z) > stats.t.ppf(0.975, 3)) < 0.13
     mean, error = metrics.kid(normal(400, 4, 1), normal(400, 4, 2, shift=0.5), 50)
     assert mean > 5 * error
+    assert metrics.kid(normal(400, 4, 1), normal(900, 4, 2, shift=0.5)) == metrics.kid(
+        normal(400, 4, 1), normal(900, 4, 2, shift=0.5), 40
+    )
+
+
+def test_kids_error_counts_a_seed_once():
+    """Five rows of each seed that are nearly alike say as little as one of them."""
+    real, errors, spread = normal(3000, 4, 1), [], []
+    for i in range(40):
+        seeds = np.tile(np.arange(120), 5)
+        drawn = normal(120, 4, 10 + i, shift=0.1)[seeds] + 1e-3 * normal(600, 4, 500 + i)
+        mean, error = metrics.kid(drawn, real, groups=seeds)
+        errors.append(error)
+        spread.append(mean)
+        assert error > 1.2 * metrics.kid(drawn, real)[1]
+    assert np.std(spread) == pytest.approx(np.sqrt(np.mean(np.square(errors))), rel=0.35)
 
 
 def test_kid_refuses():
     with pytest.raises(ValueError, match="needs 2000"):
-        metrics.kid(normal(1999, 2, 1), normal(5000, 2, 2))
+        metrics.kid(normal(1999, 2, 1), normal(5000, 2, 2), 1000)
+    with pytest.raises(ValueError, match="subset=1: an unbiased"):
+        metrics.kid(normal(19, 2, 1), normal(5000, 2, 2))
+    with pytest.raises(ValueError, match="4 groups for 10 subsets"):
+        metrics.kid(normal(200, 2, 1), normal(200, 2, 2), groups=np.arange(200) % 4)
     with pytest.raises(ValueError, match="subset"):
         metrics.kid(normal(10, 2, 1), normal(10, 2, 2), subset=1)
 

@@ -91,6 +91,7 @@ SIDEWAYS = {
     ("verbs", "calibrate"): "sfd classifier",
     ("export", "sample"): "what is exported is a student",
     ("export", "report"): "a model card carries the audit",
+    ("synthesis", "report"): "a card escapes names as a report does",
     ("jobs", "eval"): "a job names a suite",
     ("runs", "jobs"): "a run is of a job",
     ("runs", "train"): "a run is the verbs in their order",

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sfd import report, seal
+from sfd import content, report, seal
 from sfd.report import view, words
 
 pytestmark = pytest.mark.usefixtures("_shortened_audits")
@@ -203,7 +203,11 @@ def audit_of() -> dict[str, Any]:
         ],
         "earlier_audits": [],
         "cost": {"seconds": 412.5, "images": 40000, "device": "cpu, 1 thread"},
-        "provenance": {"sfd": "0.1.0", "torch": "2.12.1"},
+        "provenance": {
+            "sfd": "0.1.0",
+            "torch": "2.12.1",
+            "command": "sfd audit 'runs/fashion forget sneaker'",
+        },
         "not_tested": [
             "Attacks by someone who holds the weights (relearning, fine-tuning).",
             "Memorised training images.",
@@ -226,7 +230,6 @@ def put(folder: Path, audit: dict[str, Any]) -> None:
 def leave(folder: Path, audit: dict[str, Any]) -> Path:
     """What a run leaves, with this audit."""
     folder.mkdir(exist_ok=True)
-    put(folder, audit)
     (folder / "recipe.yaml").write_text("version: 1\nteacher: {name: fashion}\n")
     (folder / "provenance.json").write_text('{"git": "none", "seed": 0}')
     bands = [f"loss_fake_sigma_{b}" for b in ("0_0.1", "0.1_0.5", "0.5_2", "2_8", "8_inf")]
@@ -257,6 +260,8 @@ def leave(folder: Path, audit: dict[str, Any]) -> Path:
         name = concept if isinstance(concept, str) else concept["name"]
         if "/" not in name:
             sheet(folder / "sheets" / f"worst-{name}.png", 99)
+    drawn = {p.stem: content.sha256(p) for p in (folder / "sheets").glob("*.png")}
+    put(folder, audit | {"evidence": {**audit["evidence"], "sheets": drawn}})
     return folder
 
 
@@ -340,6 +345,48 @@ def test_markdown_keeps_its_table_whatever_the_names(audit):
     audit["claims"][0] |= {"text": "a | b\n# c", "why": "[x](javascript:y) `*_"}
     row = next(x for x in report.markdown(audit).splitlines() if "**PASS**" in x)
     assert row == r"| a \| b # c | **PASS** | [x\](javascript:y) \`\*\_ |"
+
+
+def test_pictures_of_another_audit_are_not_shown(tmp_path, audit):
+    folder = leave(tmp_path / "run", audit)
+    sheet(folder / "sheets" / "teacher-03.png", 77)
+    (folder / "sheets" / "student-11.png").write_bytes(b"of a model with more classes")
+    page = Page(report.write(folder).read_text())
+    images = [a["src"] for tag, a in page.tags if tag == "img"]
+    assert len(images) == 20 and len(set(images)) == 20
+
+
+def test_classes_are_named_in_the_order_of_the_labels(tmp_path, audit):
+    """Labels that are numbers: index 1 is the second, whatever it is called."""
+    labels = [str(i) for i in range(1, 11)]
+    audit["evidence"]["cross_leak"]["labels"] = labels
+    for concept in audit["subject"]["concepts"]:
+        concept["label"] = 0
+    folder = leave(tmp_path / "run", audit)
+    sealed = json.loads((folder / "audit.json").read_text())
+    classes = view.view(sealed, folder / "audit.json")["classes"]
+    assert [c["name"] for c in classes[1:]] == labels[1:]
+
+
+def test_doing_it_again_is_what_was_typed(tmp_path, audit):
+    for typed, shown in (
+        ("sfd audit runs/x --suite 'my own' --steps 3", True),
+        ("sfd x.py", False),
+    ):
+        audit["provenance"] = {**audit["provenance"], "command": typed}
+        page = Page(report.write(leave(tmp_path / "run", audit)).read_text())
+        assert ("Do it again" in page.text) == shown
+        assert not shown or f"Do it again {typed}" in page.text
+
+
+def test_earlier_audits_of_others_are_kept_and_not_shown(tmp_path, audit):
+    mine, other = audit["subject"]["sha256"], "0" * 64
+    row = {"suite": "s", "plan_sha256": "1" * 64, "at": "2026-01-01T00:00:00+00:00"}
+    audit["earlier_audits"] = [{**row, "subject_sha256": mine, "verdict": "FAIL"},
+                               {**row, "subject_sha256": other, "verdict": "PASS"}]  # fmt: skip
+    page = Page(report.write(leave(tmp_path / "run", audit)).read_text())
+    assert "verdict: FAIL, at" in page.text or "verdict: FAIL" in page.text
+    assert page.text.count("suite: s") == 1
 
 
 def test_what_is_missing_is_named_and_its_section_dropped(tmp_path, audit):

@@ -15,8 +15,9 @@ from scipy.stats import beta
 from typer.testing import CliRunner
 
 from sfd import cli, concepts, eval, images, report, seal, teachers, verbs
-from sfd.eval import claims, review, suites
+from sfd.eval import claims, common, review, suites
 from sfd.eval.review import Asked
+from sfd.eval.shots import Partial
 from sfd.eval.subjects import of_noise
 
 SHA, PLAN = "5e" * 32, "5e" * 32
@@ -212,11 +213,58 @@ def test_people_who_see_more_than_a_claim_allows_put_the_audit_in_doubt():
     text = report.sentence(audit)
     assert "more often than a claim allows that passed" in text and "in doubt" in text
     assert "more often than a claim allows" in report.write(folder).read_text()
-    # a corrected CSV is read in its place; a packet makes no verdict better
-    assert verbs.read_review(folder, fill(folder, lambda *_: "no"))["verdict"] == "PASS"
+    # other answers are read too, and nothing that people saw is lost by them
+    audit = verbs.read_review(folder, fill(folder, lambda *_: "no"))
+    found = audit["evidence"]["review"]["three"]
+    assert audit["verdict"] == "INCONCLUSIVE" and found["contradicts"] and not found["random"]["k"]
+    assert [row["random"]["k"] for row in found["earlier"]] == [30]
+    again = verbs.read_review(folder, fill(folder, lambda *_: "no"))
+    assert again["evidence"]["review"] == audit["evidence"]["review"], "the same answers count once"
+    assert "answers before said 30 of 30, more often than" in report.sentence(audit)
+    page = report.write(folder).read_text()
+    assert "saw it in 30 of 30 random images; " in page.replace('<span class="fail">', "")
+    # nor by a new packet
+    old = audit["evidence"]["review"]
+    fresh = review.packet(folder, [asked_of()], 4, generate, SHA, PLAN)
+    beside = common.review_beside(fresh, old)["three"]
+    assert beside["contradicts"] and [row["random"]["k"] for row in beside["earlier"]] == [30, 0]
+    assert claims.with_review("PASS", {"three": beside}) == "INCONCLUSIVE"
+    assert common.review_beside(None, old) == old and common.review_beside(fresh, {}) == fresh
+
+
+def test_no_answers_make_a_verdict_better():
+    folder = audited()
     stored = seal.read(folder / "audit.json")
     seal.write(folder / "audit.json", {**stored, "verdict": "INCONCLUSIVE"})
     assert verbs.read_review(folder, fill(folder, lambda *_: "no"))["verdict"] == "INCONCLUSIVE"
+
+
+def test_what_cannot_be_drawn_again_was_seen_by_nobody():
+    def moody(conditions, seeds):
+        return Partial(generate(conditions, seeds)[seeds % 2 == 0], seeds % 2 == 0)
+
+    packet = review.packet(Path("run"), [asked_of()], 40, moody, SHA, PLAN)
+    key = json.loads(Path("run/review-key.json").read_text())
+    assert packet["three"]["planned"]["random"] == 30
+    random = [row for row in key["images"].values() if row["part"] == "random"]
+    assert len(random) + len(key["unmade"]) == 30 and len(key["unmade"]) > 5
+    assert {row["seed"] % 2 for row in key["images"].values()} == {0}
+    assert len(list(Path("run/review/images").iterdir())) == len(key["images"])
+    assert not Path("run/review.new").exists()
+
+
+def test_a_packet_that_breaks_off_leaves_the_one_before():
+    folder = audited()
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+    def broken(conditions, seeds):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        review.packet(folder, [asked_of()], 20, broken, SHA, PLAN)
+    assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
+    with pytest.raises(ValueError, match="draws the same picture for a seed again"):
+        review.check(folder, 20, 400, repeatable=False)
 
 
 def lines(change):

@@ -71,7 +71,18 @@ def refused(path: Path, says: str, public_key: Path | None = None) -> None:
 
 
 def test_an_audit_as_written_is_valid_as_file_and_as_folder(file):
+    count, wrong, notes = verbs.validate([str(file), str(file.parent)])
+    assert (count, wrong) == (2, []) and all("was not compared" in note for note in notes)
+
+
+def test_an_audit_is_of_the_student_beside_it(file):
+    student = file.with_name("student.safetensors")
+    student.write_bytes(b"its weights")
+    mine = content.sha256(student)
+    rewritten(file, lambda audit: audit["subject"].update(sha256=mine))
     assert verbs.validate([str(file), str(file.parent)]) == (2, [], [])
+    student.write_bytes(b"others")
+    refused(file, "is of another model than student.safetensors beside it")
 
 
 def test_every_flipped_digit_is_found(file):
@@ -215,10 +226,10 @@ def test_a_signature_is_of_one_key_and_one_file(file):
     _, other = keys("other")
     refused(file, "audit.json.sig: no such file, so nobody signed it", public)
     assert seal.sign(file, secret) == Path("run/audit.json.sig")
-    count, wrong, (note,) = verbs.validate([str(file.parent)], public)
-    assert (count, wrong) == (1, []) and "signed by the key" in note
+    count, wrong, notes = verbs.validate([str(file.parent)], public)
+    assert (count, wrong) == (1, []) and "signed by the key" in notes[-1]
     refused(file, "was signed by the key .*, other.pub.pem is", other)
-    assert "compare it" in verbs.validate([str(file)])[2][0]
+    assert "compare it" in verbs.validate([str(file)])[2][-1]
     page = report.write(file.parent).read_text()
     assert seal.signer(file) in page and seal.read(file)["content_sha256"] in page
 

@@ -86,6 +86,7 @@ def reference(
         str | None, typer.Option(help="Other real images, unseen by the extractor.")
     ] = None,
     labels: Annotated[str | None, typer.Option(help="Comma-separated names, in order.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the file there.")] = False,
     device: Device = None,
 ) -> None:
     """Write reference statistics of labelled real images (an .npz)."""
@@ -93,6 +94,7 @@ def reference(
 
     file = verbs.write_reference(
         data, Path(out), extractor=features, floor=floor,
-        names=labels.split(",") if labels else None, device=devices.device_of(device),
+        names=labels.split(",") if labels else None, force=force,
+        device=devices.device_of(device),
     )  # fmt: skip
     say(str(file))

@@ -55,7 +55,7 @@ def audit(
     """
     started = time.perf_counter()
     if review:
-        reviews.check(folder, review, suite.n.direct)
+        reviews.check(folder, review, suite.n.direct, repeatable=subject.repeatable)
     judges = (common.load_judge(suite.judge, device), common.load_judge(suite.second, device))
     extract = features.load(suite.features, device)
     reference = suites.read_reference(suite.reference)
@@ -149,6 +149,7 @@ def audit(
         ),
     )
     found["hygiene"] = common.hygiene(subject, teacher)
+    found["sheets"] = sheets.written
     compared = relative(gold, plain, grid, asked, concepts, plan=plan, extract=extract)
     found |= {"relative": compared} if compared else {}
     found["attacks"], skipped = ladder.attacked(

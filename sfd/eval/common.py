@@ -113,9 +113,9 @@ def conclude(
 ) -> dict[str, Any]:
     """Write audit.json; its content. `untested` are the attacks that were not tried.
 
-    What people saw of the same subject by the same plan stays, unless there is a new packet.
+    What people saw of the same subject by the same plan stays: beside a new packet too.
     """
-    seen = found.get("review") or _seen(folder, subject, plan)
+    seen = review_beside(found.get("review"), _seen(folder, subject, plan))
     left = [*untested, *_not_tested(suite, subject, teacher, controls)]
     result = {
         "schema": seal.SCHEMA,
@@ -144,7 +144,7 @@ def conclude(
         "coverage": {"planned": planned, "completed": planned - failed, "failed": failed},
         "controls": list(controls),
         "detectors": detectors(suite),
-        "earlier_audits": _earlier(folder, subject.sha256),
+        "earlier_audits": _earlier(folder),
         "cost": {"seconds": round(seconds, 1), "images": planned + attack_images, "device": device},
         "provenance": provenance.collect(device),
         "not_tested": [
@@ -200,10 +200,14 @@ class Sheets:
     def __init__(self, folder: Path, labels: Sequence[str]):
         self.folder = folder
         self.labels = labels
+        self.written: dict[str, str] = {}
+        """The sha256 of each: what an earlier audit left beside them is not of this one."""
 
     def write(self, name: str, pictures: np.ndarray) -> None:
         grid = images.sheet(pictures, columns=8, scale=max(1, 56 // pictures.shape[1]))
-        content.write_atomic(self.folder / f"{name}.png", images.png_bytes(grid))
+        png = images.png_bytes(grid)
+        content.write_atomic(self.folder / f"{name}.png", png)
+        self.written[name] = content.sha256(png)
 
     def first(self, who: str, label: int) -> Callable[[np.ndarray, np.ndarray], None]:
         done = False
@@ -288,8 +292,24 @@ def _seen(folder: Path, subject: Subject, plan: str) -> dict[str, Any]:
     return old["evidence"].get("review", {}) if same else {}
 
 
-def _earlier(folder: Path, sha256: str) -> list[dict[str, Any]]:
-    """Audits of the same subject that this one replaces."""
+def review_beside(new: Mapping[str, Any] | None, old: Mapping[str, Any]) -> dict[str, Any]:
+    """`evidence.review` of a new packet, or of new answers, with what others said before: no answer
+    that contradicts a claim is lost by asking again."""
+    if not new:
+        return dict(old)
+    found = {}
+    for concept, each in new.items():
+        was = old.get(concept, {})
+        said = [*was.get("earlier", [])]
+        if "random" in was and was["answers_sha256"] != each.get("answers_sha256"):
+            said.append({key: was[key] for key in ("random", "answers_sha256", "contradicts")})
+        doubted = each.get("contradicts", False) or any(one["contradicts"] for one in said)
+        found[concept] = {**each, "earlier": said, "contradicts": doubted} if said else each
+    return found
+
+
+def _earlier(folder: Path) -> list[dict[str, Any]]:
+    """Audits that this one replaces: of other subjects too, lest one between two hide the first."""
     path = folder / "audit.json"
     if not path.exists():
         return []
@@ -297,17 +317,16 @@ def _earlier(folder: Path, sha256: str) -> list[dict[str, Any]]:
         old = seal.checked(path)
     except ValueError:
         return [{"path": str(path), "verdict": "unreadable"}]
-    listed = list(old["earlier_audits"])
-    if old["subject"]["sha256"] == sha256:
-        listed.append(
-            {
-                "suite": old["suite"]["name"],
-                "plan_sha256": old["suite"]["plan_sha256"],
-                "verdict": old["verdict"],
-                "at": old["provenance"].get("at"),
-            }
-        )
-    return listed
+    return [
+        *old["earlier_audits"],
+        {
+            "subject_sha256": old["subject"]["sha256"],
+            "suite": old["suite"]["name"],
+            "plan_sha256": old["suite"]["plan_sha256"],
+            "verdict": old["verdict"],
+            "at": old["provenance"].get("at"),
+        },
+    ]
 
 
 def _not_tested(

@@ -1,6 +1,7 @@
 """Diffusers folders under audit, as stock diffusers samples them: any scheduler, guidance."""
 
 import inspect
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,8 +22,12 @@ from sfd.teachers.stable_diffusion import folder_sha256
 
 CARD = "sfd.json"
 """What `sfd export diffusers`, and `sfd pretrain`, leave in a folder of theirs."""
-WEIGHTS = ("diffusion_pytorch_model", "model", "pytorch_model")
-"""What the files of a part's weights begin with."""
+WEIGHTS = ("diffusion_pytorch_model", "model")
+"""What the file of a part's weights is called (diffusers', transformers'), or its shards begin
+with."""
+SHARD = re.compile(rf"({'|'.join(WEIGHTS)})-\d+-of-\d+\.safetensors")
+WEIGHT_FILES = (".safetensors", ".msgpack", ".onnx", ".onnx_data", ".h5", ".gguf", ".tflite")
+"""Endings of files that may hold a network; pickles are found by themselves."""
 STEPS, GUIDANCE = 50, 7.5
 """What diffusers takes where nobody says otherwise."""
 
@@ -349,7 +354,15 @@ def _strays(folder: Path) -> list[str]:
     parts = {folder / name for name, kind in index.items() if isinstance(kind, list)}
     loose = [
         path.relative_to(folder)
-        for path in sorted(folder.rglob("*.safetensors"))
-        if path.parent not in parts or not path.name.startswith(WEIGHTS)
+        for path in sorted(folder.rglob("*"))
+        if path.suffix.lower() in WEIGHT_FILES
+        and (path.parent not in parts or path.name not in _loaded(path.parent))
     ]
-    return [*pickles, *(f"{path}: weights that no part names" for path in loose)]
+    return [*pickles, *(f"{path}: weights that no part loads by itself" for path in loose)]
+
+
+def _loaded(part: Path) -> set[str]:
+    """The files that a part is read from unless another variant is asked for: shards, or one."""
+    names = [path.name for path in part.iterdir()]
+    shards = {name for name in names if SHARD.fullmatch(name)}
+    return shards or {f"{stem}.safetensors" for stem in WEIGHTS}

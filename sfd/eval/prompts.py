@@ -77,7 +77,7 @@ def audit(
     """
     started = time.perf_counter()
     if review:
-        reviews.check(folder, review, suite.n.direct)
+        reviews.check(folder, review, suite.n.direct, repeatable=subject.repeatable)
     grid = build_grid(suite, device)
     scorer = clip_score.load(clip, device) if clip else None
     extract = features.load(suite.features, device)
@@ -193,6 +193,7 @@ def audit(
             scorer, [prompts[i] for i in rows], *sides
         )
     found["hygiene"] = common.hygiene(subject, teacher)
+    found["sheets"] = sheets.written
     found["attacks"], skipped = prompt_ladder.attacked(
         subject,
         suite,

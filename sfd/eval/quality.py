@@ -74,7 +74,7 @@ def _distances(
     """What is recorded of the distances, and their jackknives, if they were measured."""
     try:
         near = metrics.fid_jackknife(features, real, groups=seeds)
-        kid, kid_stderr = metrics.kid(features, real, min(1000, len(features) // 2, len(real) // 2))
+        kid, kid_stderr = metrics.kid(features, real, groups=seeds)
         covered = metrics.precision_recall_jackknife(real, features, groups=seeds)
     except ValueError as error:
         keys = ("fid", "fid_ci95", "kid", "kid_stderr", "precision", "recall")

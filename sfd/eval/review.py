@@ -61,10 +61,10 @@ def packet(
 ) -> dict[str, Any]:
     """Write a packet of `n` images of each concept into `folder`; the content of `evidence.review`.
 
-    The choice follows from the subject's hash and the plan's. Raises ValueError as `unanswered`.
+    The choice follows from the subject's hash and the plan's. What cannot be drawn again counts as
+    never made. Raises ValueError as `unanswered`.
     """
     unanswered(folder)
-    shutil.rmtree(folder / "review", ignore_errors=True)
     rows, planned, unmade = [], {}, []
     for each in asked:
         seed = int(common.seeds_from(f"{sha256} {plan} {each.concept} review", 1)[0])
@@ -83,17 +83,21 @@ def packet(
     rows = [rows[i] for i in np.random.default_rng(shuffle).permutation(len(rows))]
     key: dict[str, Any] = {"schema": KEY, "subject_sha256": sha256, "plan_sha256": plan}
     key |= {"unmade": unmade, "images": {}}
+    new, shown = folder / "review.new", []
+    shutil.rmtree(new, ignore_errors=True)
     for start in range(0, len(rows), CHUNK):
         part = rows[start : start + CHUNK]
         conditions = [each.conditions[row] for each, row, _ in part]
         seeds = np.array([each.seeds[row] for each, row, _ in part])
         got = request(generate, conditions, seeds)
-        if not got.made.all():
-            raise ValueError(f"{folder}: an image could not be drawn again for people to see")
-        drawn = got.images
-        for number, (picture, (each, row, kind)) in enumerate(zip(drawn, part, strict=True), start):
-            name, png = f"i{number + 1:05d}", images.png_bytes(picture)
-            content.write_atomic(folder / "review" / "images" / f"{name}.png", png)
+        unmade += [{"concept": each.concept, "part": kind, "condition": each.conditions[row]}
+                   for (each, row, kind), made in zip(part, got.made, strict=True)
+                   if not made and kind == "random"]  # fmt: skip
+        again = [part[i] for i in np.flatnonzero(got.made)]
+        for picture, (each, row, kind) in zip(got.images, again, strict=True):
+            name, png = f"i{len(shown) + 1:05d}", images.png_bytes(picture)
+            shown.append((name, each))
+            content.write_atomic(new / "images" / f"{name}.png", png)
             key["images"][name] = {
                 "concept": each.concept,
                 "part": kind,
@@ -102,8 +106,9 @@ def packet(
                 "called": bool(each.called[row]),
                 "sha256": content.sha256(png),
             }
-    _write_forms(folder / "review", [(name, each) for name, (each, _, _) in
-                                     zip(key["images"], rows, strict=True)])  # fmt: skip
+    _write_forms(new, shown)
+    shutil.rmtree(folder / "review", ignore_errors=True)
+    new.rename(folder / "review")
     content.write_json(folder / "review-key.json", key)
     sha = content.sha256((folder / "review-key.json").read_bytes())
     return {
@@ -129,8 +134,11 @@ def _write_forms(folder: Path, rows: Sequence[tuple[str, Asked]]) -> None:
     content.write_atomic(folder / "index.html", page)
 
 
-def check(folder: Path, n: int, direct: int) -> None:
+def check(folder: Path, n: int, direct: int, *, repeatable: bool) -> None:
     """Raises ValueError, before anything is drawn, on a packet that could not be written."""
+    if not repeatable:
+        raise ValueError("a review needs a model that draws the same picture for a seed again:"
+                         " people would see others than the detector did")  # fmt: skip
     if n > direct:
         raise ValueError(f"a review of {n} of {direct} images of each concept: ask for fewer, or"
                          " raise the suite's n.direct")  # fmt: skip
@@ -209,7 +217,7 @@ def seen(
     The rate is that of the random images, with unsure answers counted against either end of its
     interval, which is over prompts where the subject is asked in prompts. No review makes a verdict
     better; where people surely see the concept more often than a claim that PASSed allows, the
-    verdict is INCONCLUSIVE.
+    verdict is INCONCLUSIVE, and stays so whatever is answered later.
     """
     stored, found = audit["evidence"]["review"], {}
     for concept, each in stored.items():
@@ -233,14 +241,10 @@ def seen(
             "answers_sha256": sha256,
             "contradicts": any(rate["ci95"][0] > limit for limit in limits),
         }  # fmt: skip
-    # without what an earlier CSV of the same packet said
-    doubted = any(each.get("contradicts") for each in stored.values())
-    verdict = (
-        claims.overall([c["status"] for c in audit["claims"]]) if doubted else audit["verdict"]
-    )
+    found = common.review_beside(found, stored)
     return {
         **audit,
-        "verdict": claims.with_review(verdict, found),
+        "verdict": claims.with_review(audit["verdict"], found),
         "evidence": {**audit["evidence"], "review": found},
         "not_tested": [text for text in audit["not_tested"] if text != common.NOT_REVIEWED],
     }

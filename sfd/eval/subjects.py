@@ -41,6 +41,8 @@ class Subject:
     """What hygiene found on reading the file."""
     victim: Victim | None = None
     """What an attacker holds; None where there are no weights to hold."""
+    repeatable: bool = True
+    """Whether it draws the same picture for a seed again."""
     paired: bool = True
     """Whether its seeds are the teacher's: the same noise, so that images pair."""
     not_offered: Sequence[str] = ()

@@ -181,17 +181,25 @@ def _within(x: Array) -> float:
     return (_kernel_sum(x, x) - diagonal) / (len(x) * (len(x) - 1))
 
 
-def kid(a: ArrayLike, b: ArrayLike, subset: int = 1000) -> tuple[float, float]:
+def kid(
+    a: ArrayLike, b: ArrayLike, subset: int | None = None, *, groups: ArrayLike | None = None
+) -> tuple[float, float]:
     """(mean, standard error) of the kernel distance of features [N, D], [M, D]; may be below zero.
     Unbiased MMD^2 with kernel (x.y / D + 1)^3, averaged over min(N, M) // subset disjoint pairs of
     blocks that use every image once: deterministic, with an honest error (subsets that share images
-    understate it). Raises ValueError below 2 subsets. Binkowski et al., arXiv 1801.01401, sec. 4.
+    understate it, and two say little). By default subsets of 1000, or a tenth where that is less.
+    `groups` [N] of a as in `fid_jackknife`. Raises ValueError below 2 subsets, or on fewer groups
+    than subsets. Binkowski et al., arXiv 1801.01401, sec. 4.
     """
+    if subset is None:
+        subset = min(1000, *(len(np.asarray(f)) // 10 for f in (a, b)))
     if subset < 2:
         raise ValueError(f"subset={subset}: an unbiased estimate needs 2 images, and wants 1000")
     x, y = _two(a, b, "a b", 2 * subset)
     blocks = min(len(x), len(y)) // subset
-    of_x, of_y = _block_of(len(x), blocks), _block_of(len(y), blocks)
+    of_x, of_y = _block_of(len(x), blocks, groups), _block_of(len(y), blocks)
+    if len(np.unique(of_x)) < blocks:
+        raise ValueError(f"{len(np.unique(of_x))} groups for {blocks} subsets: give larger ones")
     pairs = [(x[of_x == j], y[of_y == j]) for j in range(blocks)]
     mmd2 = [_within(p) + _within(q) - 2 * _kernel_sum(p, q) / (len(p) * len(q)) for p, q in pairs]
     return float(np.mean(mmd2)), float(np.std(mmd2, ddof=1) / math.sqrt(blocks))

@@ -1,6 +1,6 @@
 """An audit as a page, a sentence, a model-card section and a line: JSON and PNG in, text out."""
 
-from sfd.report.numbers import count, decimal, log_position, measured, percent, plain, points
+from sfd.report.numbers import count, decimal, log_position, md, measured, percent, plain, points
 from sfd.report.page import write
 from sfd.report.text import line, markdown, sentence
 
@@ -10,6 +10,7 @@ __all__ = [
     "line",
     "log_position",
     "markdown",
+    "md",
     "measured",
     "percent",
     "plain",

@@ -3,12 +3,11 @@
 import base64
 import json
 import re
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sfd import seal
+from sfd import content, seal
 from sfd.report.charts import charts
 from sfd.report.numbers import finite, measured
 from sfd.report.parts import Json, collateral_of, concepts_of, label_name, part
@@ -27,7 +26,9 @@ def view(audit: Json, file: Path) -> dict[str, Any]:
     absent += [name for name in names if not (folder / name).is_file()]
     files = [folder / name for name in names[:3] if name not in absent]
     texts = {path.name: path.read_text("utf-8", "replace") for path in files}
-    pictures = {p.stem: p.read_bytes() for p in sorted((folder / "sheets").glob("*.png"))}
+    drawn = part(audit, "sheets")
+    found = {p.stem: p.read_bytes() for p in sorted((folder / "sheets").glob("*.png"))}
+    pictures = {k: v for k, v in found.items() if drawn.get(k) == content.sha256(v)}
     sheets = {
         k: f"data:image/png;base64,{base64.b64encode(v).decode()}" for k, v in pictures.items()
     }
@@ -39,7 +40,6 @@ def view(audit: Json, file: Path) -> dict[str, Any]:
     for who in ("teacher", "student"):
         absent += [] if any(c[who] for c in classes) else [f"sheets/{who}-NN.png"]
     attacks = [{**a, "found": measured(a)} for a in part(audit, "attacks")]
-    subject = audit.get("subject") or {}
     return {
         "audit": audit,
         "sentences": sentences(audit),
@@ -50,12 +50,29 @@ def view(audit: Json, file: Path) -> dict[str, Any]:
         "collateral": collateral_of(audit),
         "attacks": sorted(attacks, key=lambda a: -(a["found"]["rate"] or 0.0)),
         "charts": charts(records(folder / "stats.jsonl"), records(folder / "curves.jsonl")),
-        "command": f"sfd audit {shlex.quote(str(subject['path']))}" if subject.get("path") else "",
+        "earlier": _earlier(audit),
+        "command": _command(audit),
         "texts": {k: v if len(v) < LONGEST else "too long" for k, v in texts.items()},
         "absent": absent,
         "hash": audit[seal.HASH],
         "signature": _signature(file),
     }
+
+
+def _command(audit: Json) -> str:
+    """What was typed; nothing where a program asked."""
+    typed = str((audit.get("provenance") or {}).get("command") or "")
+    return typed if typed.startswith(("sfd audit ", "sfd run ")) else ""
+
+
+def _earlier(audit: Json) -> list[dict[str, Any]]:
+    """Audits that stood in the folder before, of the same subject or that nobody can read."""
+    mine = (audit.get("subject") or {}).get("sha256")
+    return [
+        {key: value for key, value in each.items() if key != "subject_sha256"}
+        for each in audit.get("earlier_audits") or []
+        if each.get("subject_sha256", mine) == mine
+    ]
 
 
 def _signature(path: Path) -> dict[str, str | None]:
@@ -105,8 +122,13 @@ def _classes(audit: Json, sheets: Mapping[str, str]) -> list[dict[str, Any]]:
     for stem in (s for s in sheets if re.fullmatch(r"(student|teacher)-\d+", s)):
         empty = {"student": None, "teacher": None}
         found.setdefault(int(stem[8:]), empty)[stem[:7]] = sheets[stem]
+    labels = part(audit, "cross_leak").get("labels") or []
+
+    def name_of(i: int) -> str:
+        return str(labels[i]) if i < len(labels) else str(i)
+
     return [
-        {"name": forgotten.get(i) or label_name(audit, i), "forgotten": i in forgotten} | found[i]
+        {"name": forgotten.get(i) or name_of(i), "forgotten": i in forgotten} | found[i]
         for i in sorted(found, key=lambda i: (i not in forgotten, i))
     ]
 

@@ -55,12 +55,15 @@ def _asked(concept: Json) -> list[str]:
 def _looked(audit: Json, name: str) -> list[str]:
     review = part(audit, "review").get(name) or {}
     found = measured(review.get("random"))
-    if not found["n"]:
-        return []
-    text = f"people who looked at {count(found['n'])} of them drawn at random saw it in"
-    text += f" {count(found['k'])}: {percent(found['rate'], found['ci95'])}"
-    worse = ", more often than a claim allows that passed"
-    return [text + (worse if review.get("contradicts") else "")]
+    texts = []
+    if found["n"]:
+        text = f"people who looked at {count(found['n'])} of them drawn at random saw it in"
+        texts.append(f"{text} {count(found['k'])}: {percent(found['rate'], found['ci95'])}")
+    said = [measured(each.get("random")) for each in review.get("earlier") or []]
+    texts += [f"answers before said {count(one['k'])} of {count(one['n'])}" for one in said]
+    if review.get("contradicts"):
+        texts[-1] += ", more often than a claim allows that passed"
+    return texts
 
 
 def _attacked(audit: Json, name: str) -> list[str]:

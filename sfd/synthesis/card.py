@@ -5,6 +5,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from sfd.report import md
+
 ROWS = 100
 """Conditions up to which the card has a table of them."""
 
@@ -24,9 +26,9 @@ def _front(report: Mapping[str, Any]) -> str:
 
 def _head(report: Mapping[str, Any]) -> str:
     student = report["student"]
-    gone = ", ".join(student["concepts"].values()) or "nothing"
+    gone = ", ".join(map(md, student["concepts"].values())) or "nothing"
     lines = [
-        f"# {report['kept']:,} synthetic images of {student['name']}",
+        f"# {report['kept']:,} synthetic images of {md(student['name'])}",
         "",
         f"Every image is generated, in one network evaluation, by a student that has forgotten"
         f" **{gone}** (sha256 `{student['sha256']}`), and was screened before it was kept.",
@@ -40,8 +42,7 @@ def _head(report: Mapping[str, Any]) -> str:
     if len(by) <= ROWS:
         lines += ["", "| asked for | images asked | kept | refused |", "|---|---|---|---|"]
         lines += [
-            f"| {name.replace('|', '/')} | {row['asked']:,} | {row['kept']:,} |"
-            f" {row['refused']:,} |"
+            f"| {md(name)} | {row['asked']:,} | {row['kept']:,} | {row['refused']:,} |"
             for name, row in by.items()
         ]
     else:
@@ -57,10 +58,10 @@ def _screened(report: Mapping[str, Any]) -> str:
     for detector in report["plan"]["detectors"]:
         rule = detector["threshold"]
         how = "the most probable label" if rule is None else f"a probability of at least {rule}"
-        lines.append(f"- `{detector['name']}` for {', '.join(detector['labels'])} ({how})")
+        lines.append(f"- `{detector['name']}` for {', '.join(map(md, detector['labels']))} ({how})")
     if report["reasons"]:
         lines += ["", "| what spoke against it | images |", "|---|---|"]
-        lines += [f"| {why} | {count:,} |" for why, count in report["reasons_together"].items()]
+        lines += [f"| {md(why)} | {count:,} |" for why, count in report["reasons_together"].items()]
     return "\n".join(lines)
 
 
@@ -83,18 +84,18 @@ def _leaked(report: Mapping[str, Any]) -> str:
     for found in report["leak"]:
         if found["at_most"] is None:
             lines.append(
-                f"- {found['label']}: **no bound**. No detector's sensitivity for it was ever"
+                f"- {md(found['label'])}: **no bound**. No detector's sensitivity for it was ever"
                 " measured (`sfd calibrate`), so nothing is known of what they missed."
             )
             continue
         lines.append(
-            f"- {found['label']}: at most **{found['at_most']:,} of the kept images**,"
+            f"- {md(found['label'])}: at most **{found['at_most']:,} of the kept images**,"
             f" {_percent(found['at_most'] / kept)} (95 %):"
         )
         lines += [f"  - {_detector(row, report['drawn'], kept)}" for row in found["detectors"]]
     searched = {found["label"] for found in report["leak"]}
     lines += [
-        f"- {label}: **no bound**. No detector looked for a label of that name."
+        f"- {md(label)}: **no bound**. No detector looked for a label of that name."
         for label in report["student"]["concepts"].values()
         if label not in searched
     ]

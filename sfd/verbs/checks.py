@@ -33,8 +33,9 @@ def validate(
 ) -> tuple[int, list[str], list[str]]:
     """How many files were checked, a line for each that is wrong, and notes on the rest.
 
-    A `.json`, or a run folder with an audit.json, is an audit: by the schema, its hash, its verdict
-    and its signature, which must be of `public_key` where one is given.
+    A `.json`, or a run folder with an audit.json, is an audit: by the schema, its hash, its
+    verdict, the student beside it, and its signature, which must be of `public_key` where one is
+    given.
     """
     files = [path for n in names for path in _files(n)] or [
         path for kind in KINDS for name in content.names(kind) for path in _of(kind, name)
@@ -86,11 +87,18 @@ def _is_audit(path: Path) -> bool:
 
 def _validate_audit(path: Path, public_key: Path | None) -> tuple[str, ...]:
     file = seal.file_of(path)
-    seal.checked(file)
+    audit, student = seal.checked(file), file.with_name("student.safetensors")
+    if not student.is_file():
+        notes = ["the model that it is of does not lie beside it, and was not compared"]
+    elif content.sha256(student) == audit["subject"]["sha256"]:
+        notes = []
+    else:
+        raise ValueError(f"{file}: is of another model than {student.name} beside it")
     if public_key:
-        return (f"signed by the key {seal.verify(file, public_key)}",)
+        return (*notes, f"signed by the key {seal.verify(file, public_key)}")
     key = seal.signer(file)
-    return (f"signed by the key {key}: compare it, or give --public-key",) if key else ()
+    signed = [f"signed by the key {key}: compare it, or give --public-key"] if key else []
+    return (*notes, *signed)
 
 
 def _validate(path: Path, loaded: dict[str, Teacher], *, named: bool) -> tuple[str, ...]:

@@ -16,10 +16,17 @@ def write_reference(
     extractor: str,
     floor: str | None,
     names: list[str] | None,
+    force: bool = False,
     device: torch.device,
 ) -> Path:
-    """Write the reference of labelled real images, with the floor that `floor`'s images show."""
-    file = out if out.suffix == ".npz" else out.with_suffix(".npz")
+    """Write the reference of labelled real images, with the floor that `floor`'s images show.
+
+    `force` replaces a file that is there. Raises ValueError in one line.
+    """
+    file = out if out.suffix == ".npz" else out.with_name(f"{out.name}.npz")
+    if file.exists() and not force:
+        raise ValueError(f"{file}: is there already, and audits may rest on it: give another name,"
+                         " or replace it with --force")  # fmt: skip
     content.check_writable(file.parent)
     pictures, labels, names = _read(data, names)
     extract = features.load(extractor, str(device))
