@@ -1,8 +1,9 @@
 """Train a timm classifier on labelled images, and measure any classifier on labelled images."""
 
+import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from importlib.metadata import version
 from typing import Any, Literal
@@ -28,6 +29,9 @@ Progress = Callable[[str, int, int], None]
 
 GRID = tuple(round(i / 20, 2) for i in range(1, 20))
 """Thresholds of the curve in a card, beside the card's own."""
+
+SEEN = 0.01
+"""What share of held-out images may be among those learned from: data sets have their doubles."""
 
 LEAST = 10
 """Images of one label below which a rate is not worth writing down."""
@@ -76,12 +80,14 @@ def calibrate(
 
 def impostor_threshold(
     classifier: Classifier, impostors: Sequence[np.ndarray], rate: float, label: str
-) -> float:
+) -> tuple[float, int, int]:
     """The least threshold at which `label` is called on a share of at most `rate` of impostors.
 
-    `impostors` are images uint8 `[H, W, C]`, of any shapes, that do not show what the label names;
-    `rate` in (0, 1) needs at least 1 / rate of them. Rounded up, to six decimals. Raises ValueError
-    where there are too few, the label is unknown, or no threshold below 1 will do.
+    `impostors` are images uint8 `[H, W, C]`, of any shapes, that do not show what the label names.
+    Those with a probability of 0 (no face in them, say) tell nothing and are left out; `rate` in
+    (0, 1) needs at least 1 / rate of the others. The threshold, rounded up to six decimals, on how
+    many the label may be called, and of how many. Raises ValueError where there are too few, the
+    label is unknown, or no threshold below 1 will do.
     """
     known = classifier.card.labels
     if label not in known:
@@ -91,25 +97,26 @@ def impostor_threshold(
         )
     if not 0 < rate < 1:
         raise ValueError(f"a false-match rate of {rate:g}; give one between 0 and 1")
-    if len(impostors) < 1 / rate:
-        raise ValueError(
-            f"{len(impostors)} impostors say nothing about a false-match rate of {rate:g}; give"
-            f" {math.ceil(1 / rate):,} or more"
-        )
     column = known.index(label)
-    scores = sorted(
-        (float(classifier.probabilities(image[None])[0, column]) for image in impostors),
-        reverse=True,
-    )
+    every = [float(classifier.probabilities(image[None])[0, column]) for image in impostors]
+    scores = sorted((score for score in every if score > 0), reverse=True)
+    if len(scores) < 1 / rate:
+        blank = len(every) - len(scores)
+        without = f" ({blank} more have a probability of 0)" if blank else ""
+        raise ValueError(
+            f"{len(scores)} impostors{without} say nothing about a false-match rate of {rate:g};"
+            f" give {math.ceil(1 / rate):,} or more"
+        )
     # as many as the rate allows may lie above; the next one must not
-    highest_below = scores[math.floor(len(scores) * rate)]
+    allowed = math.floor(len(scores) * rate)
+    highest_below = scores[allowed]
     threshold = (math.floor(highest_below * 1e6) + 2) / 1e6
     if threshold >= 1:
         raise ValueError(
             f"more than {rate:g} of the impostors have a probability of 1 for {label!r}: are they"
             " impostors?"
         )
-    return threshold
+    return threshold, allowed, len(scores)
 
 
 def train_classifier(
@@ -174,6 +181,9 @@ def train_classifier(
         )
     if heldout is not None:
         _check_labelled(*heldout, names)
+        if len(np.unique(heldout[1])) < 2:
+            raise ValueError(f"{heldout_data}: every image is of one class: how often others are"
+                             " taken for it would stay unknown")  # fmt: skip
     if epochs < 1 or batch < 2 or not lr > 0:
         raise ValueError("epochs must be 1 or more, batch 2 or more, lr above 0")
 
@@ -216,7 +226,7 @@ def train_classifier(
 
     called = np.zeros((len(images), len(names)), bool)
     if folds:
-        fold = _folds(labels, folds, seed)
+        fold = _folds(images, labels, folds, seed)
         for k in range(folds):
             judge = fit(np.flatnonzero(fold != k), f"fold {k + 1} of {folds}")[1]
             called[fold == k] = judge.called(images[fold == k])
@@ -302,18 +312,37 @@ def _curve(
     return Curve(thresholds=thresholds, found=found, wrong=wrong)
 
 
-def _folds(labels: np.ndarray, folds: int, seed: int) -> np.ndarray:
-    """The fold of each image, int `[N]`: every class spread evenly."""
+def check_unseen(images: np.ndarray, seen: Iterable[np.ndarray], where: str, what: str) -> None:
+    """Raises ValueError where more than `SEEN` of held-out `images` are among those `seen`."""
+    known = {_digest(picture) for picture in seen}
+    twice = sum(_digest(image) in known for image in images)
+    if twice > SEEN * len(images):
+        raise ValueError(f"{where}: {twice} of its {len(images)} images are among {what}, so they"
+                         " are not held out")  # fmt: skip
+
+
+def _digest(image: np.ndarray) -> bytes:
+    return hashlib.sha256(image.tobytes()).digest()
+
+
+def _folds(images: np.ndarray, labels: np.ndarray, folds: int, seed: int) -> np.ndarray:
+    """The fold of each image, int `[N]`: every class spread evenly, copies in one fold."""
+    first: dict[bytes, int] = {}
+    twin = np.array([first.setdefault(_digest(image), i) for i, image in enumerate(images)])
     rng = np.random.default_rng(seed)
     fold = np.zeros(len(labels), np.int64)
     for label in np.unique(labels):
-        rows = rng.permutation(np.flatnonzero(labels == label))
+        rows = rng.permutation(np.flatnonzero((labels == label) & (twin == np.arange(len(twin)))))
         fold[rows] = np.arange(len(rows)) % folds
-    return fold
+    return fold[twin]
 
 
 def _input(images: np.ndarray, size: int) -> Input:
-    mean, std = (images / np.float32(255)).mean((0, 1, 2)), images.std((0, 1, 2)) / 255
+    # of whole numbers, image by image: exact, and no copy of them all
+    pixels = images.size // images.shape[-1]
+    squares = sum(np.square(image, dtype=np.int64).sum((0, 1)) for image in images)
+    mean = images.sum((0, 1, 2), dtype=np.int64) / pixels / 255
+    std = np.sqrt(np.maximum(squares / pixels / 255**2 - mean**2, 0.0))
     if std.min() == 0:
         raise ValueError("the images are all of one colour; is this the right data?")
     return Input(

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 from sfd import content
@@ -250,31 +250,14 @@ def _named(
 
 
 def shape_of(path: Path) -> tuple[int, int, int] | None:
-    """(H, W, C) of an image as `read_exactly` gives it, by its head; None if it cannot be read."""
+    """(H, W, C) of an image as `read_image` gives it, by its head; None if it cannot be read."""
     try:
         with Image.open(path) as image:
-            return image.height, image.width, 1 if image.mode in ("L", "LA", "1") else 3
+            sideways = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+            height, width = image.size if sideways else image.size[::-1]
+            return height, width, 1 if image.mode in ("L", "LA", "1") else 3
     except (UnidentifiedImageError, OSError, ValueError):
         return None
-
-
-def read_exactly(path: Path) -> np.ndarray:
-    """`read_image`, where nothing is lost by it: raises ValueError on 16 bits and transparency."""
-    try:
-        with Image.open(path) as image:
-            mode, bands = image.mode, image.getbands()
-            clear = "A" in bands and np.asarray(image.getchannel("A")).min() < 255
-            if (
-                clear
-                or mode not in ("L", "RGB", "P", "1", "LA", "RGBA")
-                or "transparency" in image.info
-            ):
-                raise ValueError(f"{path}: of mode {mode}, not plain 8 bits a channel")
-            if mode in ("L", "LA", "1"):
-                return np.asarray(image.convert("L"))[..., None]
-            return np.asarray(image.convert("RGB"))
-    except (UnidentifiedImageError, OSError) as error:
-        raise ValueError(f"{path}: not a readable image: {error}") from None
 
 
 def in_channels(image: np.ndarray, channels: int) -> np.ndarray | None:
@@ -293,10 +276,21 @@ def list_images(folder: Path) -> list[Path]:
 
 
 def read_image(path: Path) -> np.ndarray:
-    """One image, uint8 `[H, W, C]`, C = 1 (grey) or 3. Raises ValueError if it cannot be read."""
+    """One image, uint8 `[H, W, C]`, C = 1 (grey) or 3, the way up that its EXIF data says.
+
+    Raises ValueError if it cannot be read, or something would be lost by it: 16 bits, transparency.
+    """
     try:
         with Image.open(path) as image:
-            array = np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB"))
+            mode, bands = image.mode, image.getbands()
+            clear = "A" in bands and np.asarray(image.getchannel("A")).min() < 255
+            plain = mode in ("L", "RGB", "P", "1", "LA", "RGBA", "CMYK", "YCbCr")
+            if clear or not plain or "transparency" in image.info:
+                raise ValueError(f"{path}: of mode {mode}, not plain 8 bits a channel: save it as"
+                                 " grey or RGB, without transparency")  # fmt: skip
+            upright = ImageOps.exif_transpose(image)
+            grey = mode in ("L", "LA", "1")
+            array = np.asarray(upright.convert("L" if grey else "RGB"))
     except (UnidentifiedImageError, OSError, SyntaxError) as error:  # the last of a broken PNG
         raise ValueError(f"{path}: not a readable image: {error}") from None
     return array[..., None] if array.ndim == 2 else array

@@ -38,9 +38,13 @@ def node(kind: str, inputs: list[str], output: str, **attributes: int | list[int
     return text
 
 
-def tensor(name: str, array: np.ndarray) -> bytes:
+def tensor(name: str, array: np.ndarray, apart: str | None = None) -> bytes:
+    """A weight, or where the file `apart` has it."""
     dims = b"".join(field(1, size) for size in array.shape)
     kind = field(2, ELEMENT[str(array.dtype)])
+    if apart:
+        where = field(13, field(1, "location") + field(2, apart))
+        return dims + kind + field(8, name) + where + field(14, 1)
     return dims + kind + field(8, name) + field(9, array.tobytes())
 
 
@@ -56,10 +60,17 @@ def write(
     inputs: dict[str, list[int | str]],
     outputs: dict[str, list[int | str]],
     kinds: dict[str, str] = {},
+    apart: str | None = None,
 ) -> Path:
-    """A model of opset 13 with inputs and outputs of these shapes, float32 unless `kinds` says."""
+    """A model of opset 13 with inputs and outputs of these shapes, float32 unless `kinds` says.
+
+    The one weight lies in the file `apart` beside it, if there is a name for that.
+    """
     graph = b"".join(field(1, n) for n in nodes) + field(2, "graph")
-    graph += b"".join(field(5, tensor(name, array)) for name, array in weights.items())
+    graph += b"".join(field(5, tensor(name, array, apart)) for name, array in weights.items())
+    if apart:
+        (array,) = weights.values()
+        path.with_name(apart).write_bytes(array.tobytes())
     graph += b"".join(
         field(11, value(n, shape, kinds.get(n, "float32"))) for n, shape in inputs.items()
     )
@@ -70,7 +81,13 @@ def write(
 
 
 def linear(
-    path: Path, weight: np.ndarray, *, side: int = 8, batch: int | str = "batch", nhwc: bool = False
+    path: Path,
+    weight: np.ndarray,
+    *,
+    side: int = 8,
+    batch: int | str = "batch",
+    nhwc: bool = False,
+    apart: str | None = None,
 ) -> Path:
     """Input `[batch, 3, side, side]` (or NHWC) -> 'hidden', its pixels, and 'scores' `[batch, L]`.
 
@@ -88,6 +105,7 @@ def linear(
         {"weight": weight.astype(np.float32)},
         {"x": shape},
         {"scores": [batch, weight.shape[1]], "hidden": [batch, len(weight)]},
+        apart=apart,
     )
 
 

@@ -156,6 +156,13 @@ def test_a_wrong_onnx_card_is_refused_in_one_line(linear, change, says):
     refused(linear, says)
 
 
+def test_weights_in_another_file_are_refused(linear):
+    """The card's hash would not change with them."""
+    onnx_files.linear(linear / "model.onnx", WEIGHT, apart="model.onnx.data")
+    assert (linear / "model.onnx.data").stat().st_size == WEIGHT.size * 4
+    refused(linear, "read alone .export it with external_data=False")
+
+
 def test_another_onnx_file_is_refused(linear):
     onnx_files.linear(linear / "model.onnx", WEIGHT + 1)
     refused(linear, "sha256 of model.onnx is .* the card says .*sfd calibrate")
@@ -693,7 +700,8 @@ def test_impostors_set_the_threshold_at_a_false_match_rate(face):
     judge, strangers = classifiers.load(str(face)), list(pictures(50, seed=20))
     scores = np.sort(judge.probabilities(np.stack(strangers))[:, 0])[::-1]
     for rate, above in ((0.02, 1), (0.1, 5), (0.5, 25)):
-        threshold = calibrate.impostor_threshold(judge, strangers, rate, "ada")
+        threshold, k, n = calibrate.impostor_threshold(judge, strangers, rate, "ada")
+        assert (k, n) == (above, 50)
         assert (scores >= np.float32(threshold)).sum() == above
         assert 0 < threshold - scores[above] < 3e-6
     for few, rate, says in (
@@ -708,24 +716,53 @@ def test_impostors_set_the_threshold_at_a_false_match_rate(face):
         calibrate.impostor_threshold(judge, [pictures(1, seed=11)[0]] * 10, 0.1, "grace")
 
 
+def test_impostors_in_whom_nothing_was_seen_set_no_threshold():
+    """No face is found in most: a threshold at their zeros would call anybody."""
+    judge = fake(np.array([[0.0, 0, 0], [0.2, 0, 0], [0.6, 0, 0]]), 0.5)
+    blank, seen = list(marked([0] * 90)), list(marked([1] * 9 + [2]))
+    with pytest.raises(ValueError, match=r"10 impostors \(90 more have a probability of 0\) say"):
+        calibrate.impostor_threshold(judge, [*blank, *seen], 0.05, "dark")
+    threshold, k, n = calibrate.impostor_threshold(judge, [*blank, *seen], 0.1, "dark")
+    assert (k, n) == (1, 10) and 0.2 < threshold < 0.21
+
+
+def near(image, n):
+    """Copies of one image that differ in a pixel each: other photographs of the same face."""
+    out = image[None].repeat(n, 0)
+    out[np.arange(n), 0, np.arange(n) % out.shape[2], 0] ^= 1 + np.arange(n).astype(np.uint8)
+    return out
+
+
 def test_the_command_line_sets_the_threshold_and_measures_a_whole_copy(face, capsys):
     from sfd.cli import measuring
 
     ada, grace = pictures(2, seed=10), pictures(1, seed=11)
-    save_images(Path("data/ada"), ada.repeat(5, 0))
-    save_images(Path("data/grace"), grace.repeat(10, 0))
+    save_images(Path("data/ada"), np.concatenate([near(image, 5) for image in ada]))
+    save_images(Path("data/grace"), near(grace[0], 10))
     save_images(Path("data/none"), pictures(10, seed=14))
     save_images(Path("strangers"), pictures(40, seed=15))
-    measuring.calibrate(
-        str(face), "data", out="copy", impostors="strangers", false_match_rate=0.05, label="ada"
-    )
+    options = {"impostors": "strangers", "false_match_rate": 0.05, "label": "ada"}
+    measuring.calibrate(str(face), "data", out="copy", **options)
     card = classifiers.load("./copy").card
     assert card.threshold and card.threshold < 0.9 and card.calibration
     assert card.calibration.sensitivity["ada"].k == 10
-    assert card.calibration.how == "held out; 'ada' on at most 0.05 of 40 of strangers"
+    how = "held out; 'ada' on 2 of 40 of strangers, up to 0.17 of others (95 %)"
+    assert card.calibration.how == how
     assert card.calibration.curve and card.threshold in card.calibration.curve.thresholds
     assert f"threshold {card.threshold}" in capsys.readouterr().out
     assert classifiers.read_card(str(face)).calibration is None
+    with pytest.raises(ValueError, match="copy: was measured already .*--out, or .*--force"):
+        measuring.calibrate("./copy", "data")
+    measuring.calibrate("./copy", "data", force=True)
+    again = classifiers.read_card("./copy").calibration
+    assert again and again.how == "held out"
+    save_images(Path("gallery/ada"), pictures(2, seed=10).repeat(5, 0))
+    save_images(Path("gallery/none"), pictures(10, seed=14))
+    with pytest.raises(ValueError, match="10 of its 20 images are among the gallery's"):
+        measuring.calibrate(str(face), "gallery", out="other")
+    save_images(Path("data/none"), pictures(40, seed=15)[:10])
+    with pytest.raises(ValueError, match="10 of its 30 images are among the impostors"):
+        measuring.calibrate(str(face), "data", out="other", **options)
 
 
 # --- the curve -----------------------------------------------------------------------------------

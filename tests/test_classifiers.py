@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from sfd import calibrate, checkpoints, classifiers, configs, content, features, plugins, verbs
-from sfd.classifiers import Card, Classifier, Network, timm_models
+from sfd.classifiers import Card, Classifier, Network, measured, timm_models
 
 NAMES = ["dark", "left", "right"]
 TINY = {"stem_type": "deep", "stem_width": 8, "channels": [8, 8, 8, 16], "layers": [1, 1, 1, 1]}
@@ -304,6 +304,31 @@ def test_calibration_goes_by_name_and_bare_numbers_by_position():
     assert by_number.confusion == {"dark": [0, 0, 10], "left": [10, 0, 0]}
 
 
+def test_a_label_may_be_called_none():
+    block = measured(["cat", "none"], {"cat": 50, "none": 60}, {"cat": [48, 2], "none": [1, 59]},
+                     data="d", how="held out")  # fmt: skip
+    assert (block.accuracy.k, block.accuracy.n) == (107, 110)
+    other = measured(["cat", "dog"], {"cat": 50, "none": 60}, {"cat": [48, 2], "none": [1, 0]},
+                     data="d", how="held out")  # fmt: skip
+    assert (other.accuracy.k, other.accuracy.n) == (48, 50)
+
+
+def test_copies_share_a_fold():
+    images = np.random.default_rng(0).integers(0, 256, (60, 4, 4, 1), dtype=np.uint8)
+    twice, labels = np.concatenate([images, images]), np.tile(np.arange(60) % 3, 2)
+    fold = calibrate._folds(twice, labels, 5, 0)
+    assert (fold[:60] == fold[60:]).all()
+    for label in range(3):
+        assert np.bincount(fold[labels == label]).tolist() == [8] * 5
+
+
+def test_the_mean_of_many_pixels():
+    """A float32 sum over this many stands still."""
+    images = np.full((40, 1024, 1024, 3), 130, np.uint8)
+    images[0, 0, 0] = 0
+    assert calibrate._input(images, 32).mean == [round(130 / 255, 4)] * 3
+
+
 @pytest.mark.parametrize(
     ("labels", "names", "says"),
     [
@@ -375,6 +400,7 @@ def test_motion_is_identity_at_zero_and_shifts_by_whole_pixels():
         (dict(names=NAMES[:2]), "there are 2 names"),
         (dict(heldout=None), "a card needs a measurement"),
         (dict(folds=5), "not both"),
+        (dict(heldout=(data(20, 1)[0], np.zeros(60, int))), "other stripes: every image is of one"),
         (dict(heldout=None, folds=40), "has 32 images; give 40"),
         (dict(epochs=0), "epochs"),
         (dict(arch="resnet81"), "did you mean"),

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from PIL import Image
+from PIL import ExifTags, Image
 
 from sfd import classifiers, concepts, configs, content, images, plugins
 from sfd.eval import suites
@@ -423,6 +423,32 @@ def test_png_round_trip():
     for pixels in (PIXELS[0][..., None], np.stack([PIXELS[0]] * 3, 2)):
         Path("x.png").write_bytes(images.png_bytes(pixels))
         assert np.array_equal(images.read_image(Path("x.png")), pixels)
+
+
+def test_what_a_reader_would_lose_is_refused():
+    grey = np.arange(256, dtype=np.uint16).reshape(16, 16) * 257
+    Image.fromarray(grey).save("deep.png")
+    clear = np.full((4, 4, 4), 255, np.uint8)
+    clear[0, 0, 3] = 0
+    Image.fromarray(clear).save("clear.png")
+    for name in ("deep.png", "clear.png"):
+        assert "not plain 8 bits a channel" in refused(images.read_image, Path(name))
+    clear[0, 0, 3] = 255
+    Image.fromarray(clear).save("solid.png")
+    assert images.read_image(Path("solid.png")).shape == (4, 4, 3), "alpha that says nothing"
+    Image.fromarray(clear[..., :2].copy(), "LA").save("la.png")
+    assert images.read_image(Path("la.png")).shape == (4, 4, 1)
+
+
+def test_pictures_are_read_the_way_up_that_they_say():
+    pixels = np.zeros((4, 8, 3), np.uint8)
+    pixels[0] = 255
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6  # turn it a quarter clockwise
+    Image.fromarray(pixels).save("turned.png", exif=exif)
+    seen = images.read_image(Path("turned.png"))
+    assert seen.shape == (8, 4, 3) == images.shape_of(Path("turned.png"))
+    assert (seen[:, -1] == 255).all() and not seen[:, 0].any()
 
 
 def test_sheet():

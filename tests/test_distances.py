@@ -249,6 +249,28 @@ def test_kid_is_unbiased_with_an_honest_error():
     )
 
 
+def test_kid_is_unbiased_where_there_are_so_many_of_each_class():
+    """Ten classes far apart: two images of one are rarer among ten each than by chance."""
+    centres = 3 * normal(10, 4, 0)
+
+    def of_classes(n, seed):
+        at = np.tile(np.arange(10), n // 10)
+        return centres[at] + normal(n, 4, seed), at
+
+    found, blind = [], []
+    for i in range(40):
+        (a, of_a), (b, of_b) = of_classes(400, i), of_classes(200, i + 500)
+        found.append(metrics.kid(a, b, strata=(of_a, of_b)))
+        rows = np.argsort(of_a, kind="stable"), np.argsort(of_b, kind="stable")
+        blind.append(metrics.kid(a[rows[0]], b[rows[1]])[0])
+    means, errors = np.array(found).T
+    assert abs(means.mean()) < 3 * means.std() / math.sqrt(40)
+    assert means.std() == pytest.approx(math.sqrt((errors**2).mean()), rel=0.4)
+    assert np.mean(blind) < -10 * means.std()
+    with pytest.raises(ValueError, match="one image of each stratum"):
+        metrics.kid(a, b, 20, strata=(np.arange(400), np.arange(200)))
+
+
 def test_kids_error_counts_a_seed_once():
     """Five rows of each seed that are nearly alike say as little as one of them."""
     real, errors, spread = normal(3000, 4, 1), [], []
@@ -266,7 +288,7 @@ def test_kid_refuses():
     with pytest.raises(ValueError, match="needs 2000"):
         metrics.kid(normal(1999, 2, 1), normal(5000, 2, 2), 1000)
     with pytest.raises(ValueError, match="subset=1: an unbiased"):
-        metrics.kid(normal(19, 2, 1), normal(5000, 2, 2))
+        metrics.kid(normal(3, 2, 1), normal(5000, 2, 2))
     with pytest.raises(ValueError, match="4 groups for 10 subsets"):
         metrics.kid(normal(200, 2, 1), normal(200, 2, 2), groups=np.arange(200) % 4)
     with pytest.raises(ValueError, match="subset"):

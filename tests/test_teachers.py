@@ -201,6 +201,27 @@ def test_diffusers_unets_own_folder(tmp_path):
     assert torch.equal(inner.denoiser(x, sigma, cond), outer.denoiser(x, sigma, cond))
 
 
+def test_a_diffusers_teachers_hash_is_of_its_chain_too(tmp_path):
+    for name, chain in (("a", {}), ("b", {}), ("c", {"prediction_type": "v_prediction"})):
+        folder(tmp_path / name, **chain)
+    a, b, c = (teachers.load(diffusers=str(tmp_path / n), device=CPU).sha256 for n in "abc")
+    assert a == b != c
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"sample_size": None}, "names no sample_size"),
+        ({"out_channels": 6}, "gives 6 channels for 3: a learned variance is not read"),
+    ],
+)
+def test_unets_that_are_not_read(tmp_path, change, says):
+    folder(tmp_path)
+    path = tmp_path / "unet/config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    assert says in load_error(tmp_path)
+
+
 def test_diffusers_student_is_rebuilt_from_its_spec(tmp_path):
     folder(tmp_path)
     teacher = teachers.load(diffusers=str(tmp_path), device=CPU)

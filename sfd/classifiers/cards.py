@@ -210,7 +210,7 @@ def measured(
         how=how,
         images=images,
         confusion=confusion,
-        accuracy=count(right, sum(n for truth, n in images.items() if truth != NONE)),
+        accuracy=count(right, sum(n for truth, n in images.items() if truth in labels)),
         sensitivity=sensitivity,
         false_positive=false_positive,
     )

@@ -58,11 +58,7 @@ def load(card: Card, folder: Path, device: str) -> Network:
         )
     model = path_of(folder, options.embedder.path)
     session = onnx_session.open_session(model)
-    photographs = {
-        label: _photographs(path_of(folder, options.galleries[label]))
-        for label in card.labels
-        if label in options.galleries
-    }
+    photographs = photographs_of(card, folder)
     faces, more = _cropper(options.crop)
     files = [path for paths in photographs.values() for path in paths]
     check_files(card, where, [model, *files, *more], "embedder and photographs")
@@ -97,6 +93,19 @@ def load(card: Card, folder: Path, device: str) -> Network:
         return np.stack([column.get(label, other) for label in card.labels], axis=1)
 
     return Network(probabilities)
+
+
+def photographs_of(card: Card, folder: Path) -> dict[str, list[Path]]:
+    """The files of each label's gallery, in the card's order of labels.
+
+    Raises ValueError where a folder is missing or empty.
+    """
+    galleries = options_of(card, str(folder / CARD), Options).galleries
+    return {
+        label: _photographs(path_of(folder, galleries[label]))
+        for label in card.labels
+        if label in galleries
+    }
 
 
 def _photographs(folder: Path) -> list[Path]:

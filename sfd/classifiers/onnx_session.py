@@ -51,14 +51,19 @@ def explained(where: str) -> Iterator[None]:
 
 
 def open_session(path: Path) -> onnxruntime.InferenceSession:
-    """A session of an ONNX file. Raises ValueError where there is none, or it cannot be read."""
+    """A session of an ONNX file. Raises ValueError where there is none, it cannot be read, or its
+    weights lie in other files: the hash of this one would not say which network it is.
+    """
     if not path.is_file():
         raise ValueError(f"{path}: no such ONNX file")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 4  # what it logs as an error, it also raises
-    with explained(str(path)):
-        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    with explained(f"{path}: read alone (export it with external_data=False)"):
+        # of its bytes: files beside it are not found then
+        return onnxruntime.InferenceSession(
+            path.read_bytes(), options, providers=["CPUExecutionProvider"]
+        )
 
 
 def output_of(session: onnxruntime.InferenceSession, name: str | None, where: str) -> str:

@@ -53,29 +53,25 @@ def calibrate(
     label: Annotated[
         str | None, typer.Option(help="What the impostors lack (default: the first label).")
     ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the measurement there.")] = False,
     device: Device = None,
 ) -> None:
     """Measure a detector on labelled images and write the result into its card."""
-    from sfd import calibrate as measures
-    from sfd import classifiers, devices, images
-    from sfd.eval import load_judge
+    from sfd import devices, verbs
 
-    detector = load_judge(name, str(devices.device_of(device)))
-    labelled = images.read_labelled(data)
+    folder, card = verbs.measure_judge(
+        name, data, how=how, out=Path(out) if out else None,
+        impostors=Path(impostors) if impostors else None, rate=false_match_rate, label=label,
+        force=force, device=devices.device_of(device),
+    )  # fmt: skip
+    block = card.calibration
+    assert block is not None
     if impostors:
-        strangers, of = images.read_pictures(Path(impostors)), label or detector.card.labels[0]
-        least = measures.impostor_threshold(detector, strangers, false_match_rate, of)
-        detector = classifiers.with_threshold(detector, least)
-        how += f"; {of!r} on at most {false_match_rate:g} of {len(strangers)} of {impostors}"
-        say(f"threshold {least}: {how}")
-    block = measures.calibrate(detector, *labelled, data=data, how=how)
-    folder = classifiers.write_calibration(
-        name, block, Path(out) if out else None, threshold=detector.card.threshold
-    )
+        say(f"threshold {card.threshold}: {block.how}")
     say(f"{folder}: {block.accuracy.k} of {block.accuracy.n} right")
-    for label, count in block.sensitivity.items():
-        wrong = block.false_positive[label]
-        say(f"  {label}: found {count.k} of {count.n}, wrongly {wrong.k} of {wrong.n}")
+    for name_, count in block.sensitivity.items():
+        wrong = block.false_positive[name_]
+        say(f"  {name_}: found {count.k} of {count.n}, wrongly {wrong.k} of {wrong.n}")
 
 
 def reference(

@@ -60,7 +60,7 @@ def of_images(
             return "the folder has no more of them"
         path = files[condition][number]
         try:
-            picture = images.read_exactly(path)
+            picture = images.read_image(path)
         except ValueError as error:
             return str(error)
         fitted = images.in_channels(picture, expected[2])

@@ -25,10 +25,11 @@ def quality(
     The teacher is measured on the rows that the subject made. None where there are too few images.
     """
     names = [labels[label] for label in retained]
-    real = reference.features[np.isin(reference.labels, [reference.names.index(n) for n in names])]
+    which = np.isin(reference.labels, [reference.names.index(n) for n in names])
+    real, classes = reference.features[which], reference.labels[which]
     made = {label: grid[label].made for label in retained}
     mine = _joined(grid, made)
-    measured, jackknives = _distances(mine, real, _seeds(made))
+    measured, jackknives = _distances(mine, real, _seeds(made), (_labels(made), classes))
     out: dict[str, Any] = {
         "feature_space": feature_space,
         "reference_sha256": reference.sha256,
@@ -41,7 +42,7 @@ def quality(
     if before:
         both = {i: rows & before[i].made for i, rows in made.items()}
         theirs = _joined(before, both)
-        measured, others = _distances(theirs, real, _seeds(both))
+        measured, others = _distances(theirs, real, _seeds(both), (_labels(both), classes))
         out["baseline"] = {**baseline, "n": len(theirs), **measured}
         out |= _beside(jackknives, others)
     if out["fid"] is None:
@@ -51,7 +52,7 @@ def quality(
     if len(gone) <= 1 and key in reference.floor:
         at = reference.floor[key]
         floor = metrics.floor_at(len(mine), len(real), at["fid"], at["n"], at["m"])
-        out |= {"floor": floor, "floor_n": at["n"], "floor_kid": at["kid"]}
+        out |= {"floor": floor, "floor_n": at["n"]}
         if out["fid_ratio"] and out["baseline"]["fid"] > floor:
             out["excess_ratio"] = metrics.excess_ratio(out["fid"], out["baseline"]["fid"], floor)
     return out
@@ -68,13 +69,22 @@ def _seeds(rows: Mapping[int, np.ndarray]) -> np.ndarray:
     return np.concatenate([np.zeros(0, int), *map(np.flatnonzero, rows.values())])
 
 
+def _labels(rows: Mapping[int, np.ndarray]) -> np.ndarray:
+    """Which label each joined row was asked for, `[M]`."""
+    counts = [int(each.sum()) for each in rows.values()]
+    return np.repeat(np.arange(len(counts)), counts)
+
+
 def _distances(
-    features: np.ndarray, real: np.ndarray, seeds: np.ndarray
+    features: np.ndarray,
+    real: np.ndarray,
+    seeds: np.ndarray,
+    strata: tuple[np.ndarray, np.ndarray],
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """What is recorded of the distances, and their jackknives, if they were measured."""
     try:
         near = metrics.fid_jackknife(features, real, groups=seeds)
-        kid, kid_stderr = metrics.kid(features, real, groups=seeds)
+        kid, kid_stderr = metrics.kid(features, real, groups=seeds, strata=strata)
         covered = metrics.precision_recall_jackknife(real, features, groups=seeds)
     except ValueError as error:
         keys = ("fid", "fid_ci95", "kid", "kid_stderr", "precision", "recall")

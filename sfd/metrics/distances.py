@@ -176,32 +176,62 @@ def _kernel_sum(x: Array, y: Array) -> float:
     return sum(float(((x[i] @ y.T / x.shape[1] + 1) ** 3).sum()) for i in _rows(len(x), len(y)))
 
 
-def _within(x: Array) -> float:
-    diagonal = float((((x * x).sum(axis=1) / x.shape[1] + 1) ** 3).sum())
-    return (_kernel_sum(x, x) - diagonal) / (len(x) * (len(x) - 1))
+def _within(x: Array, stratum: NDArray[np.int64]) -> float:
+    """Mean kernel of two draws from what x is of: any two rows of different strata, and as often as
+    chance has it two of one. A stratum's only row has no other, and is left out."""
+    _, at, counts = np.unique(stratum, return_inverse=True, return_counts=True)
+    x, at = x[counts[at] > 1], at[counts[at] > 1]
+    if not len(x):
+        raise ValueError("a subset has one image of each stratum: give larger ones")
+    total = _kernel_sum(x, x)
+    for part in (x[at == s] for s in np.unique(at)):
+        own = _kernel_sum(part, part)
+        itself = float((((part * part).sum(axis=1) / x.shape[1] + 1) ** 3).sum())
+        total += (own - itself) * len(part) / (len(part) - 1) - own
+    return total / len(x) ** 2
+
+
+def _in_shares(stratum: NDArray[np.int64], blocks: int) -> NDArray[np.int64]:
+    """The block of each row, every stratum spread evenly."""
+    block = np.empty(len(stratum), int)
+    block[np.argsort(stratum, kind="stable")] = _block_of(len(stratum), blocks)
+    return block
 
 
 def kid(
-    a: ArrayLike, b: ArrayLike, subset: int | None = None, *, groups: ArrayLike | None = None
+    a: ArrayLike,
+    b: ArrayLike,
+    subset: int | None = None,
+    *,
+    groups: ArrayLike | None = None,
+    strata: tuple[ArrayLike, ArrayLike] | None = None,
 ) -> tuple[float, float]:
     """(mean, standard error) of the kernel distance of features [N, D], [M, D]; may be below zero.
     Unbiased MMD^2 with kernel (x.y / D + 1)^3, averaged over min(N, M) // subset disjoint pairs of
     blocks that use every image once: deterministic, with an honest error (subsets that share images
-    understate it, and two say little). By default subsets of 1000, or a tenth where that is less.
-    `groups` [N] of a as in `fid_jackknife`. Raises ValueError below 2 subsets, or on fewer groups
-    than subsets. Binkowski et al., arXiv 1801.01401, sec. 4.
+    understate it, and two say little). By default ten pairs, more where subsets are over 1000.
+    `groups` [N] of a as in `fid_jackknife`. `strata` [N] and [M]: classes, say, so many images of
+    each; two of one class are rarer then than by chance, and an estimate that does not know it is
+    too low. Raises ValueError below 2 subsets, on fewer groups than subsets, or where a subset has
+    one image of each stratum. Binkowski et al., arXiv 1801.01401, sec. 4.
     """
+    at_x, at_y = map(np.asarray, strata or (np.zeros(len(np.asarray(f)), int) for f in (a, b)))
     if subset is None:
-        subset = min(1000, *(len(np.asarray(f)) // 10 for f in (a, b)))
+        n = min(len(at_x), len(at_y))
+        subset = min(max(min(1000, n // 10), 4 * len(np.unique(at_x))), n // 2)
     if subset < 2:
         raise ValueError(f"subset={subset}: an unbiased estimate needs 2 images, and wants 1000")
     x, y = _two(a, b, "a b", 2 * subset)
     blocks = min(len(x), len(y)) // subset
-    of_x, of_y = _block_of(len(x), blocks, groups), _block_of(len(y), blocks)
+    of_y = _in_shares(at_y, blocks)
+    of_x = _in_shares(at_x, blocks) if groups is None else _block_of(len(x), blocks, groups)
     if len(np.unique(of_x)) < blocks:
         raise ValueError(f"{len(np.unique(of_x))} groups for {blocks} subsets: give larger ones")
-    pairs = [(x[of_x == j], y[of_y == j]) for j in range(blocks)]
-    mmd2 = [_within(p) + _within(q) - 2 * _kernel_sum(p, q) / (len(p) * len(q)) for p, q in pairs]
+    mmd2 = []
+    for j in range(blocks):
+        p, q = x[of_x == j], y[of_y == j]
+        across = _kernel_sum(p, q) / (len(p) * len(q))
+        mmd2.append(_within(p, at_x[of_x == j]) + _within(q, at_y[of_y == j]) - 2 * across)
     return float(np.mean(mmd2)), float(np.std(mmd2, ddof=1) / math.sqrt(blocks))
 
 

@@ -52,7 +52,8 @@ class DiffusersDenoiser(nn.Module):
 
 
 def load(folder: Path, *, labels: list[str] | None = None, device: torch.device) -> Teacher:
-    """A teacher from a diffusers folder: `unet/` and `scheduler/`, or the UNet's files alone.
+    """A teacher from a diffusers folder: `unet/` and `scheduler/`, or the UNet's files alone, whose
+    chain is DDPM's linear one then. Its hash is of the weights and of how they are read.
 
     Raises ValueError if a part is missing, the network has no class embedding or an unusual one, or
     the scheduler's prediction type or betas are unknown.
@@ -73,6 +74,12 @@ def load(folder: Path, *, labels: list[str] | None = None, device: torch.device)
             raise ValueError(
                 f"{scheduler}: {key} is set; only a chain named by beta_schedule is read"
             )
+    size, channels, out = (config.get(k) for k in ("sample_size", "in_channels", "out_channels"))
+    if not size or not channels:
+        raise ValueError(f"{unet}: its config names no sample_size, so nobody knows what it draws")
+    if out != channels:
+        raise ValueError(f"{unet}: gives {out} channels for {channels}: a"
+                         " learned variance is not read")  # fmt: skip
     rows = config.get("num_class_embeds")
     if not rows or config.get("class_embed_type") is not None:
         raise ValueError(f"{unet}: has no plain class embedding (num_class_embeds)")
@@ -98,16 +105,15 @@ def load(folder: Path, *, labels: list[str] | None = None, device: torch.device)
     checkpoints.load_strictly(denoiser.model, tensors, str(unet / _WEIGHTS))
     denoiser = denoiser.to(device).eval().requires_grad_(False)
     sigmas = denoiser.times.get_buffer("sigmas")
-    size = config["sample_size"]
     height, width = (size, size) if isinstance(size, int) else size
     return Teacher(
         name=folder.name,
         denoiser=denoiser,
         encode=partial(one_hot, classes=len(names), device=device),
         make_student=partial(copy.deepcopy, denoiser),
-        shape=(config["in_channels"], height, width),
+        shape=(channels, height, width),
         labels=tuple(names),
         spec=spec,
-        sha256=content.sha256(unet / _WEIGHTS),
+        sha256=content.hash_json({"weights": content.sha256(unet / _WEIGHTS), "spec": spec}),
         sigma_range=(float(sigmas[0]), float(sigmas[-1])),
     )

@@ -4,7 +4,7 @@ checks, listings."""
 from sfd.verbs.audits import audit_file, audit_function, run_controls
 from sfd.verbs.checks import check_job, validate
 from sfd.verbs.datasets import add_review, add_usefulness, synthesize_run, write_review
-from sfd.verbs.judges import train_judge
+from sfd.verbs.judges import measure_judge, train_judge
 from sfd.verbs.listings import citations, listing
 from sfd.verbs.plans import plan_audit, plan_run
 from sfd.verbs.references import write_reference
@@ -22,6 +22,7 @@ __all__ = [
     "citations",
     "folder_for",
     "listing",
+    "measure_judge",
     "plan_audit",
     "plan_run",
     "prompts_of",

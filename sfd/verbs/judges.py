@@ -5,12 +5,10 @@ from pathlib import Path
 
 import torch
 
-from sfd import calibrate, classifiers, configs, content, images
+from sfd import calibrate, classifiers, configs, content, images, metrics
 from sfd.calibrate import Progress
 from sfd.classifiers import Card
-
-SEEN = 0.01
-"""What share of held-out images may be among those learned from: data sets have their doubles."""
+from sfd.eval import load_judge
 
 
 def train_judge(
@@ -38,12 +36,8 @@ def train_judge(
                          " folder, or replace it with --force")  # fmt: skip
     pictures, labels, names = images.read_as(data, asked.labels)
     held = images.read_as(heldout, names)[:2] if heldout else None
-    if held:
-        known = {picture.tobytes() for picture in pictures[: asked.rows]}
-        seen = sum(picture.tobytes() in known for picture in held[0])
-        if seen > SEEN * len(held[0]):
-            raise ValueError(f"{heldout}: {seen} of its {len(held[0])} images are among those to"
-                             " learn from, so they are not held out")  # fmt: skip
+    if held and heldout:
+        calibrate.check_unseen(held[0], pictures[: asked.rows], heldout, "those to learn from")
     content.check_writable(out)
     state, card = calibrate.train_classifier(
         pictures[: asked.rows],
@@ -63,3 +57,48 @@ def train_judge(
     if overrides or recipe is None or Path(recipe).expanduser().resolve() != kept.resolve():
         content.write_atomic(kept, content.dump_yaml(configs.plain(asked)))
     return card
+
+
+def measure_judge(
+    name: str,
+    data: str,
+    *,
+    how: str = "held out",
+    out: Path | None = None,
+    impostors: Path | None = None,
+    rate: float = 0.001,
+    label: str | None = None,
+    force: bool = False,
+    device: torch.device,
+) -> tuple[Path, Card]:
+    """Measure a classifier on labelled images: the folder its card is written to, and the card.
+
+    `out` takes a measured copy; `force` replaces a measurement in its own folder. `impostors` is a
+    folder of images without `label` (default: the first), which set the threshold: see
+    `calibrate.impostor_threshold`. Raises ValueError in one line, also where the images are those
+    that set the threshold, or the photographs of a gallery.
+    """
+    folder = out or classifiers.folder_of(name)
+    if (folder / "card.yaml").is_file() and not force:
+        there = classifiers.read_card(str(folder.resolve())).calibration
+        if there is not None:
+            raise ValueError(f"{folder}: was measured already ({there.how}), and audits may rest on"
+                             " it: give --out, or replace that with --force")  # fmt: skip
+    detector = load_judge(name, str(device))
+    labelled = images.read_labelled(data)
+    if detector.card.backend == "face":
+        from sfd.classifiers import face_gallery
+
+        galleries = face_gallery.photographs_of(detector.card, classifiers.folder_of(name))
+        known = [images.read_image(path) for paths in galleries.values() for path in paths]
+        calibrate.check_unseen(labelled[0], known, data, "the gallery's")
+    if impostors:
+        strangers, of = images.read_pictures(impostors), label or detector.card.labels[0]
+        calibrate.check_unseen(labelled[0], strangers, data, "the impostors")
+        least, k, n = calibrate.impostor_threshold(detector, strangers, rate, of)
+        detector = classifiers.with_threshold(detector, least)
+        most = metrics.clopper_pearson(k, n)[1]
+        how += f"; {of!r} on {k} of {n} of {impostors}, up to {most:.2g} of others (95 %)"
+    block = calibrate.calibrate(detector, *labelled, data=data, how=how)
+    to = classifiers.write_calibration(name, block, out, threshold=detector.card.threshold)
+    return to, classifiers.read_card(str(to.resolve()))
