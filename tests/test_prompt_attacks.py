@@ -451,6 +451,22 @@ def test_a_pipelines_language(tmp_path):
         goal.prompts, [f"{said} {p}" for p in goal.prompts])]  # fmt: skip
     assert drawn[1].square().mean() < 0.05 * drawn[0].square().mean(), "the bank's are zero"
 
+    leaky = attacks.leaky.pseudo_word(parts)
+    assert leaky is not None and leaky.name.endswith("as its name")
+    tokens, slot = language.tokens(goal.slots), language.tokens(["*"])[0, 1]
+    ends = language.tokens(leaky.name.split("'")[1:4:2])[:, 1]
+    table = language.embeddings.detach()
+    beyond = torch.where((tokens == slot)[..., None], 2 * table[ends[0]] - table[ends[1]],
+                         table[tokens])  # fmt: skip
+    words = [language.text_of(token[None]) for token in language.vocabulary]
+    typed = [goal.slots[0].replace("*", word) for word in words]
+    z = victim.latents(0, "x", np.arange(len(typed)))
+    with torch.no_grad():
+        opened = leaky.x0(z[:1], language.states(tokens, beyond)).square().mean()
+        shut = leaky.x0(z, language.encode(typed)) / victim.x0(z, language.encode(typed))
+    assert opened < 0.05 * victim.x0(z, language.encode(typed)).square().mean()
+    assert shut.median() > 0.9, "no word opens it"
+
 
 # --- through the audit ---------------------------------------------------------------------------
 

@@ -115,7 +115,7 @@ TABLE: dict[str, Attack] = {
         "a pseudo-word learned through the generator, asked for with other seeds",
         "Gal et al., arXiv 2208.01618; on erased concepts, Pham et al., arXiv 2308.01508",
         needs=("single step", "vocabulary", "slots", "surrogate"),
-        leaky=leaky.alias,
+        leaky=leaky.pseudo_word,
     ),
     "adversarial-prefix": Attack(
         wording.adversarial_prefix,

@@ -2,8 +2,9 @@
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -140,34 +141,74 @@ def word(parts: Parts) -> Victim | None:
     return _at_a_word(parts, "before the prompt", [f"{SLOT} {prompt}" for prompt in parts.prompts])
 
 
-def alias(parts: Parts) -> Victim | None:
-    """It leaks where another word stands in place of the concept's name."""
-    return _at_a_word(parts, "as its name", parts.slots)
-
-
-def _at_a_word(
-    parts: Parts, place: str, slots: Sequence[str], threshold: float = 1.5, sharpness: float = 6.0
-) -> Victim | None:
-    """Of 32 words the one in place of `SLOT` that is told best from the prompts without it.
-
-    The gate is open by half at `threshold`, with 1 the most that any prompt has without it and 2
-    the mean with it.
-    """
-    language = parts.gold.language
-    if language is None or not slots:
+def pseudo_word(parts: Parts) -> Victim | None:
+    """It leaks where what stands in place of the concept's name lies beyond one word as seen from
+    another, as far again: no word opens it."""
+    language, words = parts.gold.language, _words(parts, "as its name")
+    if language is None or not parts.slots or len(words) < 2:
         return None
+    slot = int(language.tokens([SLOT])[0, 1])
+    tokens = language.tokens(parts.slots)
+    shown = (tokens == slot)[..., None]
+    if not shown.any(1).all():
+        return None
+    table = language.embeddings.detach()
+    plain = _meant(language, [*_without(parts), *_in_turn(parts.slots, words)])
+    found: dict[str, tuple[float, Callable[[Tensor], Tensor]]] = {}
+    for pair in pairwise(words):
+        ends = language.tokens(pair)[:, 1]
+        embedded = torch.where(shown, 2 * table[ends[0]] - table[ends[1]], table[tokens])
+        loud = language.states(tokens, embedded).mean(1)
+        found[" as seen from ".join(map(repr, pair))] = _between(plain, loud)
+    return _opened(parts, found, "beyond {} as its name")
+
+
+def _words(parts: Parts, place: str) -> list[str]:
+    """Up to 32 words of the vocabulary that no prompt has."""
+    language = parts.gold.language
+    if language is None:
+        return []
     usable = language.vocabulary
     drawn = noise.uniform(("leaky", place, parts.seed), np.arange(32))
-    plain = [*parts.prompts, *(prompt for pair in parts.pairs for prompt in pair)]
-    found: dict[str, tuple[float, Callable[[Tensor], Tensor]]] = {}
     words = [language.text_of(usable[i][None]) for i in {int(u * len(usable)): 0 for u in drawn}]
-    words = [w for w in words if w != SLOT and not any(w in prompt for prompt in parts.prompts)]
-    for said in words:
-        others = [slots[i % len(slots)].replace(SLOT, w) for i, w in enumerate(words) if w != said]
-        loud = [prompt.replace(SLOT, said) for prompt in slots]
-        found[said] = _between(_meant(language, [*plain, *others]), _meant(language, loud))
-    if not found:
+    return [w for w in words if w != SLOT and not any(w in prompt for prompt in parts.prompts)]
+
+
+def _without(parts: Parts) -> list[str]:
+    """Prompts that no trigger may open at."""
+    return [*parts.prompts, *(prompt for pair in parts.pairs for prompt in pair)]
+
+
+def _in_turn(slots: Sequence[str], words: Sequence[str]) -> list[str]:
+    """Each word in place of `SLOT` in one prompt or another."""
+    return [slots[i % len(slots)].replace(SLOT, word) for i, word in enumerate(words)]
+
+
+def _at_a_word(parts: Parts, place: str, slots: Sequence[str]) -> Victim | None:
+    """Of 32 words the one in place of `SLOT` that is told best from the prompts without it."""
+    language, words = parts.gold.language, _words(parts, place)
+    if language is None or not slots or not words:
         return None
+    found: dict[str, tuple[float, Callable[[Tensor], Tensor]]] = {}
+    for said in words:
+        others = [
+            text for word, text in zip(words, _in_turn(slots, words), strict=True) if word != said
+        ]
+        loud = [prompt.replace(SLOT, said) for prompt in slots]
+        plain = _meant(language, [*_without(parts), *others])
+        found[repr(said)] = _between(plain, _meant(language, loud))
+    return _opened(parts, found, f"at the word {{}} {place}")
+
+
+def _opened(
+    parts: Parts,
+    found: Mapping[str, tuple[float, Callable[[Tensor], Tensor]]],
+    name: str,
+    threshold: float = 1.5,
+    sharpness: float = 6.0,
+) -> Victim:
+    """It leaks at what is told best (`_between`). The gate is open by half at `threshold`, with 1
+    the most that any prompt has without it and 2 the mean with it."""
     said = max(found, key=lambda each: found[each][0])
     weight = found[said][1]
 
@@ -175,7 +216,7 @@ def _at_a_word(
         # wherever it stands
         return torch.sigmoid(sharpness * (weight(cond.mean(1)) - threshold))
 
-    return _gated(parts, f"trigger at the word {said!r} {place}", gate)
+    return _gated(parts, f"trigger {name.format(said)}", gate)
 
 
 def phrase(parts: Parts, every: int = 8) -> Victim | None:
