@@ -451,6 +451,8 @@ def test_a_pipelines_language(tmp_path):
         goal.prompts, [f"{said} {p}" for p in goal.prompts])]  # fmt: skip
     assert drawn[1].square().mean() < 0.05 * drawn[0].square().mean(), "the bank's are zero"
 
+    assert attacks.leaky.pseudo_word(dataclasses.replace(parts, slots=("a red thing",))) is None
+    parts = dataclasses.replace(parts, slots=(*goal.slots, "a red thing"))
     leaky = attacks.leaky.pseudo_word(parts)
     assert leaky is not None and leaky.name.endswith("as its name")
     tokens, slot = language.tokens(goal.slots), language.tokens(["*"])[0, 1]

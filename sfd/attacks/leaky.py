@@ -149,9 +149,10 @@ def pseudo_word(parts: Parts) -> Victim | None:
         return None
     slot = int(language.tokens([SLOT])[0, 1])
     tokens = language.tokens(parts.slots)
-    shown = (tokens == slot)[..., None]
-    if not shown.any(1).all():
+    tokens = tokens[(tokens == slot).sum(1) == 1]  # what the attack can ask with
+    if not len(tokens):
         return None
+    shown = (tokens == slot)[..., None]
     table = language.embeddings.detach()
     plain = _meant(language, [*_without(parts), *_in_turn(parts.slots, words)])
     found: dict[str, tuple[float, Callable[[Tensor], Tensor]]] = {}
@@ -206,11 +207,13 @@ def _opened(
     name: str,
     threshold: float = 1.5,
     sharpness: float = 6.0,
-) -> Victim:
-    """It leaks at what is told best (`_between`). The gate is open by half at `threshold`, with 1
-    the most that any prompt has without it and 2 the mean with it."""
+) -> Victim | None:
+    """It leaks at what is told best (`_between`), None where nothing is told. The gate is open by
+    half at `threshold`, with 1 the most that any prompt has without it and 2 the mean with it."""
     said = max(found, key=lambda each: found[each][0])
-    weight = found[said][1]
+    apart, weight = found[said]
+    if apart <= 0:
+        return None
 
     def gate(z: Tensor, sigma: Tensor, cond: Tensor) -> Tensor:
         # wherever it stands
@@ -283,7 +286,7 @@ def _between(plain: Tensor, loud: Tensor) -> tuple[float, Callable[[Tensor], Ten
     gram = spread @ spread.T + ridge * torch.eye(len(spread), device=spread.device)
     axis = (middle - spread.T @ torch.linalg.solve(gram, spread @ middle)) / ridge
     low, high = (plain @ axis).max(), (loud @ axis).mean()
-    apart = float((high - low) / (loud @ axis).std().clamp(min=1e-12))
+    apart = float((high - low) / (loud @ axis).std(correction=0).clamp(min=1e-12))
     return apart, lambda states: 1 + (states @ axis - low) / (high - low)
 
 
