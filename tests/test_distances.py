@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from sfd import metrics
-from sfd.metrics import distances
+from sfd.metrics import samples
 
 RNG = np.random.default_rng
 
@@ -131,7 +131,7 @@ def test_rows_of_one_seed_are_left_out_together():
 
 def test_blocks_are_balanced_and_every_row_has_one():
     for n, blocks in [(20, 20), (1003, 20), (999, 7), (2, 2)]:
-        block = distances._block_of(n, blocks)
+        block = samples.block_of(n, blocks)
         sizes = np.bincount(block, minlength=blocks)
         assert block.shape == (n,) and np.ptp(sizes) <= 1 and sizes.min() >= 1
 
@@ -153,7 +153,7 @@ def test_jackknife_coverage_and_bias():
 
 def test_jackknife_is_the_naive_one():
     a, b = normal(101, 3, 1), normal(200, 3, 2)
-    block = distances._block_of(101, 5)
+    block = samples.block_of(101, 5)
     left = np.array([metrics.fid(a[block != j], b) for j in range(5)])
     got, plain = metrics.fid_jackknife(a, b, blocks=5), metrics.fid(a, b)
     se = math.sqrt(4 / 5 * ((left - left.mean()) ** 2).sum())
@@ -225,11 +225,11 @@ def naive_mmd2(x, y):
 
 def test_kid_is_the_mean_of_naive_blocks(monkeypatch):
     a, b = normal(21, 3, 1), normal(33, 3, 2, shift=0.4)
-    of_a, of_b = distances._block_of(21, 3), distances._block_of(33, 3)
+    of_a, of_b = samples.block_of(21, 3), samples.block_of(33, 3)
     values = [naive_mmd2(a[of_a == j], b[of_b == j]) for j in range(3)]
     expected = np.mean(values), np.std(values, ddof=1) / math.sqrt(3)
     assert metrics.kid(a, b, subset=7) == pytest.approx(expected)
-    monkeypatch.setattr(distances, "CHUNK", 10)  # slices of one row: the same sums
+    monkeypatch.setattr(samples, "CHUNK", 10)  # slices of one row: the same sums
     assert metrics.kid(a, b, subset=7) == pytest.approx(expected)
 
 
@@ -323,7 +323,7 @@ def naive_relative(x, y, z):
 @pytest.mark.parametrize("chunk", [None, 5])
 def test_relative_mmd_is_the_naive_one(chunk, monkeypatch):
     if chunk:
-        monkeypatch.setattr(distances, "CHUNK", chunk)
+        monkeypatch.setattr(samples, "CHUNK", chunk)
     x, y, z = normal(6, 3, 1), normal(5, 3, 2, shift=0.2), normal(7, 3, 3, shift=-0.6)
     got = metrics.relative_mmd(x, y, z)
     xy, xz, variance = naive_relative(x, y, z)
@@ -398,7 +398,7 @@ def naive_precision_recall(real, generated, k):
 @pytest.mark.parametrize("k, n, m", [(1, 20, 30), (3, 40, 25), (5, 15, 15)])
 def test_precision_recall_is_the_naive_one(k, n, m, chunk, monkeypatch):
     if chunk:
-        monkeypatch.setattr(distances, "CHUNK", chunk)
+        monkeypatch.setattr(samples, "CHUNK", chunk)
     real, generated = normal(n, 3, 1), normal(m, 3, 2, shift=0.5, scale=0.7)
     got = metrics.precision_recall(real, generated, k)
     assert got == pytest.approx(naive_precision_recall(real, generated, k), abs=1e-12)
@@ -427,13 +427,13 @@ def test_a_collapsed_generator_has_high_precision_and_low_recall():
 def test_the_jackknife_of_recall_leaves_out_what_it_says(blocks, chunk, monkeypatch):
     """Two blocks: half of a point's neighbours go, often more than were looked up first."""
     if chunk:
-        monkeypatch.setattr(distances, "CHUNK", chunk)
+        monkeypatch.setattr(samples, "CHUNK", chunk)
     real, generated = normal(40, 3, 1), normal(100, 3, 2, shift=0.5, scale=0.7)
     groups = np.arange(100) % 50
     got = metrics.precision_recall_jackknife(real, generated, blocks, groups=groups)
     sets = [np.arange(40) * 100 // 40 + p for p in range(2)]
     assert not set(sets[0]) & set(sets[1]) and max(map(max, sets)) < 100
-    block = distances._block_of(100, blocks, groups)
+    block = samples.block_of(100, blocks, groups)
 
     def mean(keep):
         each = [metrics.precision_recall(real, generated[rows[keep[rows]]]) for rows in sets]

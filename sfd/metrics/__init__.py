@@ -1,7 +1,8 @@
 """Rates with intervals, paired tests, distances of feature sets: arrays in, numbers out.
 
 `rates` and `clusters` bound a rate, `planning` says how many samples a bound takes, `comparisons`
-sets two sides or several runs against each other, `distances` measures features.
+sets two sides or several runs against each other. Of features, `distances` are Fréchet's, `kernels`
+MMDs, `neighbours` precision, recall and validity.
 """
 
 from sfd.metrics.clusters import cluster_interval
@@ -22,13 +23,14 @@ from sfd.metrics.distances import (
     fid_ratio,
     floor_at,
     frechet,
-    kid,
     moments,
+)
+from sfd.metrics.kernels import kid, relative_mmd
+from sfd.metrics.neighbours import (
     nn_radius,
     precision_recall,
     precision_recall_jackknife,
     recall_difference,
-    relative_mmd,
     within_radius,
 )
 from sfd.metrics.planning import PERFECT, pass_probability, plan_samples, upper_limit
