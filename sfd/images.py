@@ -217,7 +217,11 @@ def list_conditions(folder: Path, keys: Sequence[str]) -> list[tuple[Path, str |
         listed = [(path, place.name) for place in places for path in list_images(place)]
         where = "in a folder named as its condition"
     known = {path for path, _ in listed}
-    found = (p for p in sorted(folder.rglob("*")) if p.suffix.lower() in SUFFIXES)
+    kinds = {*SUFFIXES, *Image.registered_extensions()}
+    found = [p for p in sorted(folder.rglob("*")) if p.suffix.lower() in kinds]
+    if other := [p for p in found if p.suffix.lower() not in SUFFIXES and p not in known]:
+        raise ValueError(f"{folder}: {len(other)} images are of kinds that are not read, first"
+                         f" {other[0]}: save them as one of {', '.join(SUFFIXES)}")  # fmt: skip
     strange = [p for p in found if p not in known and p != folder / SHEET]
     if strange:
         raise ValueError(f"{folder}: {len(strange)} images are not {where}, first {strange[0]}")

@@ -440,6 +440,14 @@ def test_what_a_reader_would_lose_is_refused():
     assert images.read_image(Path("la.png")).shape == (4, 4, 1)
 
 
+def test_images_of_other_kinds_are_not_left_out_in_silence():
+    Path("mine/cat").mkdir(parents=True)
+    for name in ("a.png", "b.tif"):
+        Image.fromarray(PIXELS[0]).save(Path("mine/cat", name))
+    assert "1 images are of kinds that are not read, first mine/cat/b.tif" in refused(
+        lambda p: images.list_conditions(p, ["label"]), Path("mine"))  # fmt: skip
+
+
 def test_pictures_are_read_the_way_up_that_they_say():
     pixels = np.zeros((4, 8, 3), np.uint8)
     pixels[0] = 255
