@@ -31,7 +31,7 @@ class Named(Strict):
 
 
 class Judge(Strict):
-    """`sfd classifier`'s keys, in YAML or as `key=value`: see `calibrate.train_classifier`.
+    """`sfd classifier`'s keys, in YAML or as `key=value`: see `fit.train_classifier`.
 
     `labels` name the classes of data that has no names; only the first `rows` images are learned
     from. `data` and `heldout_data` are what the card calls the images (default: their paths).
@@ -62,7 +62,7 @@ class Judge(Strict):
     licence: str = "unstated"
 
     def training(self) -> dict[str, Any]:
-        """What goes to `calibrate.train_classifier` as it is."""
+        """What goes to `fit.train_classifier` as it is."""
         own = {"version", "name", "labels", "rows", "folds", "data", "heldout_data"}
         return self.model_dump(exclude=own)
 

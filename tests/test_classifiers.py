@@ -9,7 +9,17 @@ import pytest
 import torch
 import yaml
 
-from sfd import calibrate, checkpoints, classifiers, configs, content, features, plugins, verbs
+from sfd import (
+    calibrate,
+    checkpoints,
+    classifiers,
+    configs,
+    content,
+    features,
+    fit,
+    plugins,
+    verbs,
+)
 from sfd.classifiers import Card, Classifier, Network, measured, timm_models
 
 NAMES = ["dark", "left", "right"]
@@ -52,7 +62,7 @@ def train(**changes):
     )
     images, labels = changes.pop("images", data(32)[0]), changes.pop("labels", data(32)[1])
     names = changes.pop("names", NAMES)
-    return calibrate.train_classifier(images, labels, names, **(keywords | changes))  # type: ignore[arg-type]
+    return fit.train_classifier(images, labels, names, **(keywords | changes))  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -316,7 +326,7 @@ def test_a_label_may_be_called_none():
 def test_copies_share_a_fold():
     images = np.random.default_rng(0).integers(0, 256, (60, 4, 4, 1), dtype=np.uint8)
     twice, labels = np.concatenate([images, images]), np.tile(np.arange(60) % 3, 2)
-    fold = calibrate._folds(twice, labels, 5, 0)
+    fold = fit._folds(twice, labels, 5, 0)
     assert (fold[:60] == fold[60:]).all()
     for label in range(3):
         assert np.bincount(fold[labels == label]).tolist() == [8] * 5
@@ -326,7 +336,7 @@ def test_the_mean_of_many_pixels():
     """A float32 sum over this many stands still."""
     images = np.full((40, 1024, 1024, 3), 130, np.uint8)
     images[0, 0, 0] = 0
-    assert calibrate._input(images, 32).mean == [round(130 / 255, 4)] * 3
+    assert fit._input(images, 32).mean == [round(130 / 255, 4)] * 3
 
 
 @pytest.mark.parametrize(
@@ -379,14 +389,14 @@ def test_cross_fitting_measures_every_image_once_and_reports_progress():
 def test_motion_is_identity_at_zero_and_shifts_by_whole_pixels():
     to = classifiers.Input(size=8, channels=1, mean=[0.5], std=[0.5])
     x = torch.randn(4, 1, 8, 8)
-    assert calibrate._moved(x, to, (0, 0), 0, 0, False) is x
+    assert fit._moved(x, to, (0, 0), 0, 0, False) is x
     torch.manual_seed(0)
-    flipped = calibrate._moved(x, to, (0, 0), 0, 0, True)
+    flipped = fit._moved(x, to, (0, 0), 0, 0, True)
     for before, after in zip(x, flipped, strict=True):
         same = torch.allclose(before, after, atol=1e-5)
         assert same or torch.allclose(before.flip(-1), after, atol=1e-5)
     # what comes in from outside is black, which is -1 here
-    far = calibrate._moved(x, to, (100, 100), 0, 0, False)
+    far = fit._moved(x, to, (100, 100), 0, 0, False)
     torch.testing.assert_close(far[1:], torch.full_like(far[1:], -1.0), atol=1e-5, rtol=0)
 
 
@@ -406,6 +416,7 @@ def test_motion_is_identity_at_zero_and_shifts_by_whole_pixels():
         (dict(arch="resnet81"), "did you mean"),
         (dict(arch="vit_tiny_patch16_224", kwargs={}), "does not take 32 x 32 images"),
         (dict(images=np.zeros((96, 8, 8, 1), np.uint8)), "all of one colour"),
+        (dict(images=np.full((96, 8, 8, 1), 131, np.uint8)), "all of one colour"),
         (dict(lr=1e6), "not finite in half precision|diverged"),
     ],
 )

@@ -190,14 +190,12 @@ def _at_a_word(parts: Parts, place: str, slots: Sequence[str]) -> Victim | None:
     language, words = parts.gold.language, _words(parts, place)
     if language is None or not slots or not words:
         return None
+    plain, each = _meant(language, _without(parts)), _meant(language, _in_turn(slots, words))
     found: dict[str, tuple[float, Callable[[Tensor], Tensor]]] = {}
-    for said in words:
-        others = [
-            text for word, text in zip(words, _in_turn(slots, words), strict=True) if word != said
-        ]
+    for i, said in enumerate(words):
+        others = torch.cat([plain, each[:i], each[i + 1 :]])
         loud = [prompt.replace(SLOT, said) for prompt in slots]
-        plain = _meant(language, [*_without(parts), *others])
-        found[repr(said)] = _between(plain, _meant(language, loud))
+        found[repr(said)] = _between(others, _meant(language, loud))
     return _opened(parts, found, f"at the word {{}} {place}")
 
 

@@ -17,16 +17,6 @@ def _squared(x: Array, y: Array) -> Array:
     return d2
 
 
-def _nearest(x: Array, k: int) -> Array:
-    """Squared distance [N] from each row to its k-th nearest other row."""
-    out = np.empty(len(x))
-    for i in slices(len(x), len(x)):
-        d2 = _squared(x[i], x)
-        d2[np.arange(len(d2)), np.arange(i.start, i.stop)] = np.inf
-        out[i] = np.partition(d2, k - 1, axis=1)[:, k - 1]
-    return out
-
-
 def _radii(x: Array, k: int, block: NDArray[np.int64], blocks: int) -> Array:
     """Squared distance to the k-th nearest other row, [1 + blocks, N]: of all, then without each
     block."""
@@ -50,12 +40,17 @@ def _radii(x: Array, k: int, block: NDArray[np.int64], blocks: int) -> Array:
     return out
 
 
+def _nearest(x: Array, k: int) -> Array:
+    """Squared distance [N] from each row to its k-th nearest other row."""
+    return _radii(x, k, np.zeros(len(x), int), 0)[0]
+
+
 def _precision_recall(
-    x: Array, y: Array, k: int, block: NDArray[np.int64], blocks: int
+    x: Array, radius_x: Array, y: Array, k: int, block: NDArray[np.int64], blocks: int
 ) -> NDArray[np.float64]:
-    """Precision and recall [1 + blocks, 2] of generated y against real x: of all, then without each
-    block of y."""
-    radius_x, radius_y = _nearest(x, k), _radii(y, k, block, blocks)
+    """Precision and recall [1 + blocks, 2] of generated y against real x, whose `_nearest` is
+    `radius_x`: of all, then without each block of y."""
+    radius_y = _radii(y, k, block, blocks)
     kept = np.concatenate([np.ones((1, len(y)), bool), block != np.arange(blocks)[:, None]])
     widest = np.where(kept, radius_y, 0.0).max(axis=0)
     precise, recalled = np.zeros(len(y), bool), np.zeros((1 + blocks, len(x)), bool)
@@ -78,7 +73,7 @@ def precision_recall(real: ArrayLike, generated: ArrayLike, k: int = 3) -> Inter
     Kynkaanniemi et al., arXiv 1904.06991, eq. 1-3.
     """
     x, y = _centred(real, generated, k, k + 1)
-    precision, recall = _precision_recall(x, y, k, np.zeros(len(y), int), 0)[0]
+    precision, recall = _precision_recall(x, _nearest(x, k), y, k, np.zeros(len(y), int), 0)[0]
     return float(precision), float(recall)
 
 
@@ -106,10 +101,10 @@ def precision_recall_jackknife(
     if blocks < 2:
         raise ValueError(f"blocks={blocks}: a jackknife needs 2, and 20 for a steady interval")
     x, y = _centred(real, generated, k, -(-(k + 1) * blocks // (blocks - 1)))
-    block, sets = block_of(len(y), blocks, groups), []
+    block, radius_x, sets = block_of(len(y), blocks, groups), _nearest(x, k), []
     for p in range(len(y) // n):
         rows = np.arange(n) * len(y) // n + p
-        sets.append(_precision_recall(x, y[rows], k, block[rows], blocks))
+        sets.append(_precision_recall(x, radius_x, y[rows], k, block[rows], blocks))
     (precision, recall), *left = np.mean(sets, axis=0)
     left_out, key = np.array(left), f"ci{100 * level:g}"
     found: Result = {"precision": float(precision), "recall": float(recall), "n": len(y)}

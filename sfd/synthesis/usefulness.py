@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from sfd import calibrate, content
+from sfd import content, fit
 
 ARCH = "resnet18"
 KWARGS = {
@@ -29,18 +29,18 @@ def measure(
     seed: int = 0,
     epochs: int = EPOCHS,
     device: str = "cpu",
-    progress: calibrate.Progress | None = None,
+    progress: fit.Progress | None = None,
 ) -> dict[str, Any]:
     """One classifier trained on each kind of images, all tested on the same real ones.
 
     `kinds` give as many images each; they are asked one after another. The accuracies are counts
-    with their intervals. Raises ValueError as `calibrate.train_classifier`.
+    with their intervals. Raises ValueError as `fit.train_classifier`.
     """
     accuracy, sizes = {}, []
     for name, kind in kinds.items():
         images, numbers = kind()
         sizes.append(len(images))
-        _, card = calibrate.train_classifier(
+        _, card = fit.train_classifier(
             images, numbers, list(labels), name="usefulness", arch=ARCH, kwargs=KWARGS,
             size=max(LEAST_SIDE, *images.shape[1:3]), epochs=epochs, seed=seed, shift=1.5,
             rotate=10, scale=0.1, heldout=test, heldout_data="real images", data=name,

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import torch
 
-from sfd import calibrate, classifiers, configs, content, images, metrics
-from sfd.calibrate import Progress
+from sfd import calibrate, classifiers, configs, content, fit, images, metrics
 from sfd.classifiers import Card
 from sfd.eval import load_judge
+from sfd.fit import Progress
 
 
 def train_judge(
@@ -39,7 +39,7 @@ def train_judge(
     if held and heldout:
         calibrate.check_unseen(held[0], pictures[: asked.rows], heldout, "those to learn from")
     content.check_writable(out)
-    state, card = calibrate.train_classifier(
+    state, card = fit.train_classifier(
         pictures[: asked.rows],
         labels[: asked.rows],
         names,
