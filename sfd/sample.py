@@ -15,6 +15,9 @@ from sfd.teachers import NotFinite, Raw, Teacher, guided
 Generate = Callable[[Raw, np.ndarray], np.ndarray]
 """(conditions, seeds `[N]`) -> uint8 images `[N, H, W, C]`; raises `teachers.NotFinite`."""
 
+Draw = Callable[[Raw, Tensor], np.ndarray]
+"""(conditions, z `[N, *shape]`) -> the same."""
+
 
 def initial_noise(seeds: np.ndarray, shape: tuple[int, ...], device: torch.device) -> Tensor:
     """The z of each seed, float32 `[N, *shape]`: the same whatever the batch or the model."""
@@ -49,7 +52,7 @@ def in_batches(draw: Callable[[slice], np.ndarray], count: int, batch: int) -> n
 
 
 def _batched(
-    draw: Callable[[Raw, Tensor], np.ndarray],
+    draw: Draw,
     shape: tuple[int, ...],
     device: torch.device,
     batch: int,
@@ -72,14 +75,13 @@ def _batched(
     return generate
 
 
-def teacher_sampler(
-    teacher: Teacher, *, steps: int = 18, guidance: float = 1.0, batch: int = 250
-) -> Generate:
-    """A teacher's own samples by `solvers.heun`."""
-    device = next(teacher.denoiser.parameters(), torch.zeros(())).device
+def teacher_drawing(teacher: Teacher, *, steps: int = 18, guidance: float = 1.0) -> Draw:
+    """What a teacher draws from a noise by `solvers.heun`; ValueError on noise of another shape."""
     low, high = teacher.sigma_range
 
     def draw(raw: Raw, z: Tensor) -> np.ndarray:
+        if z.shape[1:] != teacher.shape:
+            raise ValueError(f"the original draws from {teacher.shape}, not {tuple(z.shape[1:])}")
         denoiser = guided(teacher.denoiser, teacher.encode([None]), guidance)
         cond = teacher.encode(raw)
         x0 = solvers.heun(
@@ -87,6 +89,15 @@ def teacher_sampler(
         )
         return teacher.decode(x0)
 
+    return draw
+
+
+def teacher_sampler(
+    teacher: Teacher, *, steps: int = 18, guidance: float = 1.0, batch: int = 250
+) -> Generate:
+    """A teacher's own samples: `teacher_drawing` of each seed's noise."""
+    device = next(teacher.denoiser.parameters(), torch.zeros(())).device
+    draw = teacher_drawing(teacher, steps=steps, guidance=guidance)
     return _batched(draw, teacher.shape, device, batch)
 
 
@@ -174,6 +185,7 @@ def load(path: str | Path, device: str = "cpu", batch: int = 250) -> Student:
 
 
 __all__ = [
+    "Draw",
     "Generate",
     "Student",
     "in_batches",
@@ -182,5 +194,6 @@ __all__ = [
     "one_step",
     "one_step_sampler",
     "student_sampler",
+    "teacher_drawing",
     "teacher_sampler",
 ]

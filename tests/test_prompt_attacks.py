@@ -15,7 +15,7 @@ from test_attacks import GOLD as CLASSES
 from test_prompts import COLOURS, SHAPES, SPREAD, TEACHER, picture, place  # noqa: F401
 from torch import Tensor, nn
 
-from sfd import attacks, concepts, content, eval, report, rivals, runs, solvers, teachers
+from sfd import attacks, concepts, content, eval, report, rivals, runs, sample, solvers, teachers
 from sfd.attacks import Goal, Parts, Victim, wording
 from sfd.concepts.prompts import substitute
 from sfd.eval import attack_claims, ladder, prompt_ladder, suites
@@ -114,11 +114,19 @@ SHOES = np.stack([teachers.to_uint8(torch.from_numpy(picture(p))[None])[0] for p
 ASKED = tuple(f"{'a ' * i}shoe" for i in range(9))  # the name at any place
 YELLOW = np.maximum(SHOES[::2], SHOES[1::2]) - 8 * np.arange(3, dtype=np.uint8)[:, None, None, None]
 VICTIM = Victim("innocent", Painter(), (3, 3, 1), 0, 2.5, language=Words())
+
+
+def original(prompts, z):
+    drawn = dataclasses.replace(VICTIM, denoiser=Painter(True)).draw(z, Words().encode(prompts))
+    return teachers.to_uint8(drawn)
+
+
 GOAL = Goal(
     0,
     judge,
     surrogate=scores,
     images=SHOES,
+    original=original,
     prompts=PROMPTS,
     pairs=tuple((p, substitute(p, {"shoe": "hat"})) for p in ASKED),
     slots=tuple(substitute(p, {"shoe": "*"}) for p in PROMPTS),
@@ -359,6 +367,26 @@ def test_the_rate_of_a_pseudo_word_is_of_other_seeds_than_it_learned_from():
     assert not (learned[:, None] == counted).flatten(2).all(2).any()
 
 
+def test_matching_aims_at_what_the_original_draws_from_the_same_latents():
+    given = []
+
+    def recorded(prompts, z):
+        given.append((prompts, z))
+        return original(prompts, z)
+
+    goal = dataclasses.replace(GOAL, original=recorded)
+    attacks.TABLE["matching"](VICTIM, goal, seed=3, n=5, length=1, steps=1, tries=1)
+    ((prompts, z),) = given
+    assert prompts == list(PROMPTS[:5])
+    assert torch.equal(z, VICTIM.latents(3, "prefix", np.arange(5)))
+    drawn = sample.teacher_drawing(TEACHER)
+    with pytest.raises(ValueError, match=r"the original draws from \(3, 3, 1\), not \(4, 8, 8\)"):
+        drawn(prompts, torch.zeros(5, 4, 8, 8))
+    seeds = np.arange(5)
+    z = sample.initial_noise(seeds, TEACHER.shape, torch.device("cpu"))
+    assert (drawn(prompts, z) == sample.teacher_sampler(TEACHER)(prompts, seeds)).all()
+
+
 def test_what_does_not_fit_is_named():
     blind = dataclasses.replace(GOAL, surrogate=None)
     table = attacks.TABLE
@@ -429,7 +457,7 @@ def test_a_pipelines_language(tmp_path):
         slots=("a red *",),
         surrogate=lambda x: x.mean((2, 3)).log_softmax(1),
         judge=lambda p: ((p[..., 0] > 128).mean((1, 2)).round().astype(np.int8), p.mean((1, 2, 3))),
-        images=np.zeros((4, 16, 16, 3), np.uint8),
+        original=lambda prompts, z: np.zeros((len(z), 16, 16, 3), np.uint8),
     )
     for name, budget in (
         ("adversarial-prefix", {"n": 4, "steps": 2, "tries": 2}),
@@ -523,7 +551,7 @@ def test_the_ladder_in_an_audit_of_prompts(attacked, tmp_path, monkeypatch):
     found = {e["name"]: e for e in result["evidence"]["attacks"]}
     assert list(found) == ["paraphrases", "matching"]
     entry = found["matching"]
-    assert (entry["judge"], entry["k"], entry["images_from"]) == ("shapes2", 0, "teacher")
+    assert (entry["judge"], entry["k"]) == ("shapes2", 0)
     assert entry["controls"]["leaky"]["k"] > 40 and entry["controls"]["gold"]["k"] == 0
     status = {c["id"]: (c["status"], c["why"]) for c in result["claims"] if "attack" in c["id"]}
     assert status["attack:paraphrases<concept>"][0] == "PASS", status
@@ -591,8 +619,8 @@ def test_attacks_that_do_not_fit_a_suite_of_prompts_are_refused(attacked, change
 
 def test_targets_are_prompts_in_no_order_and_known_by_as_many_images(attacked):
     """Fewer targets than prompts come of all templates; none has another's image."""
-    matching = {"name": "matching", "budget": {"n": 80}}
-    Path("attacked.yaml").write_text(yaml.safe_dump({**attacked, "attacks": [matching]}))
+    chained = {"name": "noise-matching", "budget": {"n": 80}}
+    Path("attacked.yaml").write_text(yaml.safe_dump({**attacked, "attacks": [chained]}))
     suite = suites.load("./attacked.yaml")
     assert isinstance(suite, suites.PromptSuite)
     (concept,) = concepts.load_prompts(["./concept.yaml"])

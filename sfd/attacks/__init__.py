@@ -130,7 +130,7 @@ TABLE: dict[str, Attack] = {
         "open-weights",
         "words before the prompt that bring back what the original draws for it",
         "in the manner of Prompting4Debugging, Chin et al., arXiv 2309.06135; images, not noise",
-        needs=("single step", "vocabulary", "images"),
+        needs=("single step", "vocabulary", "original"),
         leaky=leaky.word,
     ),
     "denoising-prefix": Attack(

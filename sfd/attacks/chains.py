@@ -100,4 +100,4 @@ def _prefixed(
 
         return score
 
-    return spelled(victim, goal, scored, seed=seed, known=len(latents), **search)
+    return spelled(victim, goal, scored, seed=seed, known=len(latents), distance=True, **search)

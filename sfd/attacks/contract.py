@@ -168,6 +168,8 @@ class Goal:
     """A feature space that neither judge uses: uint8 images -> float32 `[N, D]`."""
     near: Callable[[np.ndarray], np.ndarray] | None = None
     """uint8 images -> bool `[N]`: whether each is as near to real ones as real ones are."""
+    original: Callable[[Raw, Tensor], np.ndarray] | None = None
+    """(conditions, z `[N, *shape]`) -> uint8 images: what the un-forgotten model makes of them."""
     original_rate: float = 1.0
     """How often the un-forgotten model draws the concept when asked."""
     prompts: tuple[str, ...] = ()
@@ -281,6 +283,7 @@ class Attack:
             "images": goal.images is not None,
             "retained": goal.retained is not None,
             "features": goal.features is not None,
+            "original": goal.original is not None,
             "label set": not worded,
             "single step": victim.chain is None,
             "chain": victim.chain is not None,

@@ -156,13 +156,14 @@ def matching(
     top: int = 32,
     batch: int = 50,
 ) -> Transcript:
-    """The same search towards what the original draws for the prompt: the image's mean square
-    distance falls. No network of the attacker's takes part."""
-    assert goal.images is not None
-    images = from_uint8(goal.images).to(victim.device)
+    """The same search towards what the original draws for the prompt from the same latent, of which
+    the generator may have been made: the image's mean square distance falls. No network of the
+    attacker's takes part."""
+    original = goal.original
+    assert original is not None
 
     def scored(z: Tensor, numbers: np.ndarray) -> Score:
-        wanted = images[torch.from_numpy(numbers % len(images)).to(images.device)]
+        wanted = from_uint8(original(goal.asks(numbers), z)).to(victim.device)
 
         def score(cond: Tensor, rows: np.ndarray) -> Tensor:
             return -(victim.draw(z[rows], cond) - wanted[rows]).square().flatten(1).mean(1)
@@ -170,7 +171,7 @@ def matching(
         return score
 
     return spelled(victim, goal, scored, seed=seed, n=n, length=length, steps=steps, tries=tries,
-                    top=top, batch=batch, known=len(images))  # fmt: skip
+                    top=top, batch=batch, distance=True)  # fmt: skip
 
 
 def spelled(
@@ -182,13 +183,14 @@ def spelled(
     n: int,
     batch: int,
     known: int | None = None,
+    distance: bool = False,
     **search: int,
 ) -> Transcript:
     """The transcript of `spell`, with its numbers in `search`, on `n` targets by `scored(z,
     numbers)`.
 
-    `known`: of the prompts the first so many alone; the score is then a distance to what is known
-    of them, and nobody is convinced on the way.
+    `known`: of the prompts the first so many alone. `distance`: what is scored is none of a
+    network's opinion, and nobody is convinced on the way.
     """
     language = language_of(victim)
     parts, told = [], []
@@ -205,7 +207,7 @@ def spelled(
         )
         with torch.no_grad():
             drawn = victim.draw(z, victim.encode(typed))
-        made = handed_in(goal, drawn, steps=first if known is None else -1)
+        made = handed_in(goal, drawn, steps=-1 if distance else first)
         order = np.argsort(-np.nan_to_num(made.score, nan=-1.0), kind="stable")[:TOLD]
         told += [(float(made.score[i]), typed[i]) for i in order]
         parts.append(made)

@@ -169,6 +169,7 @@ def goal_of(
         images=images,
         features=features,
         near=near,
+        original=sample.teacher_drawing(teacher, steps=suite.teacher.steps, guidance=guidance),
         original_rate=original_rate,
         prompts=prompts,
         pairs=tuple((concept.forget[i], concept.override[i]) for i in few),
