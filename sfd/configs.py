@@ -4,13 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from sfd import content, networks, schedules
 from sfd.content import Pair, Strict
 
 Precision = Literal["fp32", "bf16"]
 Word = Annotated[str, Field(min_length=1)]
+Label = Annotated[str, BeforeValidator(str)]  # digits are numbers to YAML
 Batch = Annotated[int, Field(gt=0, le=1_000_000)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
@@ -246,18 +247,21 @@ class Guidance(Strict):
 
     `interval` is (low, high] of sigma, where alone the target is guided (arXiv 2404.07724): at
     little noise a guided score is that of a narrower distribution than its sampler draws from, and
-    a student of it collapses within classes."""
+    a student of it collapses within classes. `labels` is the k of single classes, in place of
+    `target`: guidance makes a class of its neighbours' kind clearer and every class less various.
+    """
 
     train: float = Field(default=1.0, ge=0)
     fake: float = Field(default=1.0, ge=0)
     target: float = Field(default=1.0, ge=0)
+    labels: dict[Label, Annotated[float, Field(ge=0)]] | None = None
     interval: Pair | None = None
 
     @model_validator(mode="after")
     def _interval_is_one(self) -> "Guidance":
         if self.interval and not 0 <= self.interval[0] < self.interval[1]:
             raise ValueError("interval: give [low, high] with 0 <= low < high, in sigma")
-        if self.interval and self.target == 1:
+        if self.interval and {self.target, *(self.labels or {}).values()} == {1.0}:
             raise ValueError("interval: there is no guidance to limit while target is 1")
         return self
 

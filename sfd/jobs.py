@@ -81,9 +81,11 @@ def prepare(name: str, recipe: Recipe, device: torch.device, teacher: Teacher | 
     plan = recipe.forgetting
     row = plugins.resolve(forgetting.RULES, plan.rule, "rules")
     build_rule = row.build if isinstance(row, forgetting.Row) else row
-    null = teacher.encode([None])
-    k, interval = recipe.guidance.target, recipe.guidance.interval
-    target = replace(teacher, denoiser=teachers.guided(teacher.denoiser, null, k, interval))
+    guided = teachers.guided(
+        teacher.denoiser, teacher.encode([None]), _guidance(recipe, teacher),
+        recipe.guidance.interval,
+    )  # fmt: skip
+    target = replace(teacher, denoiser=guided)
     rule = _built(build_rule, f"forgetting.options ({plan.rule})", plan.options, target, found)
     if plan.rule not in forgetting.RULES:
         rule = forgetting.own(rule, plan.rule)
@@ -102,6 +104,21 @@ def prepare(name: str, recipe: Recipe, device: torch.device, teacher: Teacher | 
         check_suite(suite, teacher.labels, found)
     return Job(name, recipe, teacher, found, retained, rule, phases, suite,
                configs.sha256(recipe))  # fmt: skip
+
+
+def _guidance(recipe: Recipe, teacher: Teacher) -> float | torch.Tensor:
+    """The target's k, or that of each class. Raises ValueError on a class that is not there."""
+    plan = recipe.guidance
+    if not plan.labels:
+        return plan.target
+    where = "guidance.labels"
+    if not teacher.labels:
+        raise ValueError(f"{where}: {teacher.name} is asked in words, remove this key")
+    strange = next((name for name in plan.labels if name not in teacher.labels), None)
+    if strange is not None:
+        near = content.did_you_mean(strange, teacher.labels)
+        raise ValueError(f"{where}: {teacher.name} has no class {strange!r}{near}")
+    return torch.tensor([plan.labels.get(name, plan.target) for name in teacher.labels])
 
 
 def _check_networks(name: str, recipe: Recipe, teacher: Teacher) -> None:

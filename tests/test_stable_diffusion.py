@@ -116,6 +116,26 @@ def test_guidance_holds_within_its_interval_of_sigma_alone():
     assert torch.allclose(found, x / (1 + sigma[:, None]) + null + k * (cond - null), atol=1e-6)
 
 
+def test_guidance_may_be_of_each_class():
+    class Plain(torch.nn.Module):
+        def forward(self, x, sigma, cond):
+            asked.append(len(x))
+            return x / (1 + sigma[:, None]) + cond @ weight
+
+    asked: list[int] = []
+    weight, x = torch.randn(3, 2), torch.randn(5, 2)
+    sigma, null = torch.tensor([1.0, 1.0, 1.0, 1.0, 9.0]), torch.zeros(1, 3)
+    cond = torch.nn.functional.one_hot(torch.tensor([0, 1, 2, 0, 0]), 3).float()
+    cond[3] = 0  # the null label itself
+    each = torch.tensor([2.5, 1.0, 0.5])
+    found = teachers.guided(Plain(), null, each, (0.0, 8.0))(x, sigma, cond)
+    k = torch.tensor([2.5, 1.0, 0.5, 1.0, 1.0])[:, None]
+    assert torch.allclose(found, x / (1 + sigma[:, None]) + k * (cond @ weight), atol=1e-6)
+    assert asked == [7], "the null is asked where k is not 1"
+    plain = Plain()
+    assert teachers.guided(plain, null, torch.ones(3)) is plain
+
+
 def test_samples_are_images_and_repeat(teacher):
     generate = sample.teacher_sampler(teacher, steps=3, guidance=2.0)
     seeds = np.array([3, 4])

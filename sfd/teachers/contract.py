@@ -113,31 +113,43 @@ Interval = tuple[float, float]
 class Guided(nn.Module):
     """D(x, null) + k (D(x, cond) - D(x, null)); `null` is one row. arXiv 2207.12598, eq. 6.
 
-    Outside `interval` of sigma k is 1 (arXiv 2404.07724, eq. 6), and the null is not asked.
+    `k` `[classes]` is of each class, where conditions are rows `[B, classes]`; of the null it is 1.
+    Outside `interval` of sigma k is 1 (arXiv 2404.07724, eq. 6). Where it is, the null is not
+    asked.
     """
 
-    def __init__(self, denoiser: nn.Module, null: Tensor, k: float, interval: Interval | None):
+    def __init__(
+        self, denoiser: nn.Module, null: Tensor, k: float | Tensor, interval: Interval | None
+    ):
         super().__init__()
-        self.denoiser, self.k, self.interval = denoiser, k, interval
+        self.denoiser, self.interval = denoiser, interval
+        beyond = torch.as_tensor(k, dtype=torch.float64, device=null.device) - 1
         self.register_buffer("null", null, persistent=False)
+        self.register_buffer("beyond", beyond.float(), persistent=False)
 
     def forward(self, x: Tensor, sigma: Tensor, cond: Tensor) -> Tensor:
+        beyond = self.get_buffer("beyond")
         rows = torch.arange(len(x), device=x.device)
+        if beyond.ndim:
+            beyond = (cond * beyond).sum(1)
+            rows = rows[beyond != 0]
         if self.interval:
             low, high = self.interval
-            rows = rows[(sigma > low) & (sigma <= high)]
+            rows = rows[(sigma[rows] > low) & (sigma[rows] <= high)]
         null = self.get_buffer("null").expand(len(rows), *cond.shape[1:])
         within, without = self.denoiser(
             torch.cat([x, x[rows]]), torch.cat([sigma, sigma[rows]]), torch.cat([cond, null])
         ).split([len(x), len(rows)])
-        return within.index_add(0, rows, (self.k - 1) * (within[rows] - without))
+        scale = beyond.to(within).expand(len(x))[rows].reshape(-1, *[1] * (x.ndim - 1))
+        return within.index_add(0, rows, scale * (within[rows] - without))
 
 
 def guided(
-    denoiser: nn.Module, null: Tensor, k: float, interval: Interval | None = None
+    denoiser: nn.Module, null: Tensor, k: float | Tensor, interval: Interval | None = None
 ) -> nn.Module:
-    """The denoiser under classifier-free guidance within `interval`; itself where `k` is 1."""
-    return denoiser if k == 1 else Guided(denoiser, null, k, interval)
+    """The denoiser under classifier-free guidance (`Guided`); itself where `k` is 1."""
+    beyond = torch.as_tensor(k) != 1
+    return Guided(denoiser, null, k, interval) if beyond.any() else denoiser
 
 
 def unguided(denoiser: nn.Module) -> nn.Module:

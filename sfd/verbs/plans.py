@@ -7,14 +7,19 @@ from sfd.eval import planning, suites
 def plan_run(recipe: configs.Recipe, *, cuda: bool = False) -> dict[str, int]:
     """Bytes by role that a recipe's training holds; nothing is loaded. See `plan.memory`."""
     shape = plan.shape_of(recipe.teacher.model_dump())
-    numbers = recipe.train
+    numbers, guidance = recipe.train, recipe.guidance
+    ks = [guidance.target, *(guidance.labels or {}).values()]
     return plan.memory(
         shape,
         jobs.phases_of(recipe, shape.sigma_init, shape.sigma_range),
         batch=numbers.batch,
         accumulate=numbers.accumulate,
         precision=numbers.precision,
-        guidance=recipe.guidance.model_dump(),
+        guidance={
+            "train": guidance.train,
+            "fake": guidance.fake,
+            "target": next((k for k in ks if k != 1), 1.0),
+        },
         adapters=numbers.lora.model_dump() if numbers.lora else None,
         checkpointing=numbers.checkpointing,
         optimizer_student=numbers.optimizer_student,
