@@ -139,22 +139,22 @@ def memory(
         _imagine([base, student, fake])
         for net in (base, student, fake):
             teachers.set_precision(net, precision)
+        networks = {"student": student, "fake": fake}
         learned = {
-            name: [p for p in net.parameters() if p.requires_grad]
-            for name, net in (("student", student), ("fake", fake))
+            name: [p for p in net.parameters() if p.requires_grad] for name, net in networks.items()
         }
         steppers = {
             "student": optimizers.TABLE[optimizer_student](learned["student"]),
             "fake": optimizers.adam(learned["fake"]),
         }
         with Peak() as peak:
-            _two_steps(
-                shape, phases, base, student, fake, learned, steppers, batch, accumulate, guidance
-            )
+            target = teachers.guided(base, torch.zeros(1, *shape.cond), guidance["target"])
+            teacher = _imagined_teacher(shape, target)
+            _two_steps(teacher, phases, networks, steppers, guidance, batch, accumulate)
         shared = {id(p) for p in base.parameters()}
         own = {
             name: _bytes([p for p in net.parameters() if id(p) not in shared])
-            for name, net in (("student", student), ("fake", fake))
+            for name, net in networks.items()
         }
         weights = {name: _bytes(parameters) for name, parameters in learned.items()}
         roles = {
@@ -192,50 +192,52 @@ def _bytes(tensors: Sequence[Tensor]) -> int:
     return sum(t.numel() * t.element_size() for t in tensors)
 
 
-def _two_steps(
-    shape: Shape,
-    phases: Sequence[Phase],
-    base: nn.Module,
-    student: nn.Module,
-    fake: nn.Module,
-    learned: Mapping[str, Sequence[nn.Parameter]],
-    steppers: Mapping[str, Optimizer],
-    batch: int,
-    accumulate: int,
-    guidance: Mapping[str, float],
-) -> None:
-    """What `train.train` does to the networks, twice: then what optimizers keep is there too."""
-    rows = batch // accumulate
-    null = torch.zeros(1, *shape.cond)
-    teacher = Teacher(
+def _imagined_teacher(shape: Shape, denoiser: nn.Module) -> Teacher:
+    return Teacher(
         name="plan",
-        denoiser=teachers.guided(base, null, guidance["target"]),
+        denoiser=denoiser,
         encode=lambda raw: torch.zeros(len(raw), *shape.cond),
-        make_student=lambda: student,
+        make_student=lambda: denoiser,
         shape=shape.x,  # pyright: ignore[reportArgumentType]
         labels=(),
         spec={},
         sha256="",
         sigma_init=shape.sigma_init,
     )
+
+
+def _two_steps(
+    teacher: Teacher,
+    phases: Sequence[Phase],
+    networks: Mapping[str, nn.Module],
+    steppers: Mapping[str, Optimizer],
+    guidance: Mapping[str, float],
+    batch: int,
+    accumulate: int,
+) -> None:
+    """What `train.train` does to the networks, twice: then what optimizers keep is there too."""
+    rows = batch // accumulate
+    own = {name: [p for p in net.parameters() if p.requires_grad] for name, net in networks.items()}
+    asked = train.views(
+        networks, teacher.encode([None]), train=guidance["train"], fake=guidance["fake"]
+    )
     raw, ones = [None] * rows, torch.ones(rows)
     drawn = Batch(raw, raw, raw, torch.zeros(rows, dtype=torch.bool), ones, ones)
     draw = Draw(
         numbers=range(rows),
-        normal=lambda purpose: torch.randn(rows, *shape.x),
+        normal=lambda purpose: torch.randn(rows, *teacher.shape),
         uniform=lambda purpose: torch.rand(rows, dtype=torch.float64),
     )
     rule = forgetting.none(teacher, [])
     for _ in range(2):
         memos: list[dict[str, Tensor]] = [{} for _ in range(accumulate)]
         for phase in phases:
-            for name, parameters in learned.items():
+            for name, parameters in own.items():
                 for p in parameters:
                     p.requires_grad_(name in phase.learns)
-            k = guidance["train" if "fake" in phase.learns else "fake"]
-            networks = {"student": student, "fake": teachers.guided(fake, null, k)}
+            view = asked["fake" if "fake" in phase.learns else "student"]
             for memo in memos:
-                losses, _ = train.call(phase, teacher, rule, networks, drawn, draw, memo, {})
+                losses, _ = train.call(phase, teacher, rule, view, drawn, draw, memo, {})
                 (losses.sum() / batch).backward()
                 del losses
             for name in phase.learns:

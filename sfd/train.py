@@ -78,11 +78,7 @@ def train(
         ),
         "fake": optimizers.adam(own["fake"]),
     }
-    null = teacher.encode([None])
-    asked = {
-        name: {**networks, "fake": teachers.guided(fake, null, k)}
-        for name, k in (("student", guidance_fake), ("fake", guidance_train))
-    }
+    asked = views(networks, teacher.encode([None]), train=guidance_train, fake=guidance_fake)
     parts = {
         name + part: optimizer
         for name, stepper in steppers.items()
@@ -128,10 +124,10 @@ def train(
                 batches[key] = [(numbers, draw_batch(numbers), {}) for numbers in shown]
             for numbers, b, memo in batches[key]:
                 draw = draw_for(seed, phase.name, numbers, teacher.shape, device)
-                views = asked["fake" if "fake" in phase.learns else "student"]
+                view = asked["fake" if "fake" in phase.learns else "student"]
                 # a target that changes with the fake score leaves nothing that could be kept
                 past_targets = {} if rule.reads_fake else kept[phase.name]
-                losses, logs = call(phase, teacher, rule, views, b, draw, memo, past_targets)
+                losses, logs = call(phase, teacher, rule, view, b, draw, memo, past_targets)
                 weight = b.weight_student if phase.weight == "student" else b.weight_fake
                 weighted = weight * losses
                 (weighted.sum() / batch).backward()
@@ -168,6 +164,17 @@ def train(
         device=device,
     )
     return average, fake.requires_grad_(False)
+
+
+def views(
+    networks: Mapping[str, nn.Module], null: Tensor, *, train: float, fake: float
+) -> dict[str, dict[str, nn.Module]]:
+    """The networks as a phase asks them, by who learns in it: the fake score is guided by `train`
+    where it learns itself, and by `fake` where the student does. arXiv 2406.01561."""
+    return {
+        learner: {**networks, "fake": teachers.guided(networks["fake"], null, k)}
+        for learner, k in (("student", fake), ("fake", train))
+    }
 
 
 def teacher_size(teacher: Teacher) -> int:
