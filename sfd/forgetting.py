@@ -199,9 +199,11 @@ def anchor(teacher: Teacher, concepts: Sequence[AnyConcept], *, to: StrictInt | 
 
 
 def _anchored(teacher: Teacher, concepts: Sequence[AnyConcept], to: int | str | None) -> Any:
+    where = "forgetting.options.to"
+    if to is None and not teacher.knows_null:
+        raise ValueError(f"{where}: {teacher.name} has no row for no class: name a class")
     if to is None:
         return None
-    where = "forgetting.options.to"
     if not teacher.labels:
         if not isinstance(to, str) or not to.strip():
             raise ValueError(f"{where}: {to!r} is not a prompt")

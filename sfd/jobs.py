@@ -107,8 +107,11 @@ def prepare(name: str, recipe: Recipe, device: torch.device, teacher: Teacher | 
 
 
 def _guidance(recipe: Recipe, teacher: Teacher) -> float | torch.Tensor:
-    """The target's k, or that of each class. Raises ValueError on a class that is not there."""
+    """The target's k, or that of each class. Raises ValueError on a class that is not there, and
+    if the teacher cannot be guided."""
     plan = recipe.guidance
+    asked = [plan.target, *(plan.labels or {}).values(), plan.train, plan.fake]
+    teachers.check_guided(teacher, *asked)
     if not plan.labels:
         return plan.target
     where = "guidance.labels"

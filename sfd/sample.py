@@ -76,7 +76,11 @@ def _batched(
 
 
 def teacher_drawing(teacher: Teacher, *, steps: int = 18, guidance: float = 1.0) -> Draw:
-    """What a teacher draws from a noise by `solvers.heun`; ValueError on noise of another shape."""
+    """What a teacher draws from a noise by `solvers.heun`; ValueError on noise of another shape.
+
+    Raises ValueError if the teacher cannot be guided.
+    """
+    teachers.check_guided(teacher, guidance)
     low, high = teacher.sigma_range
 
     def draw(raw: Raw, z: Tensor) -> np.ndarray:

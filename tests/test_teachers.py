@@ -1,13 +1,16 @@
 """Adapters against the libraries and identities that they stand for."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from sfd import checkpoints, networks, sample, schedules, teachers
+from sfd import checkpoints, configs, forgetting, jobs, networks, sample, schedules, teachers
+from sfd.concepts import Concept
 from sfd.teachers.ddpm import DDPMDenoiser, DiscreteTimes, predicted_x0
 from sfd.teachers.edm import EDMDenoiser
 
@@ -189,8 +192,40 @@ def test_diffusers_folder_equals_the_unet_run_directly(tmp_path, prediction):
 def test_diffusers_folder_without_null_row(tmp_path):
     folder(tmp_path)
     teacher = teachers.load(diffusers=str(tmp_path), device=CPU)
-    assert teacher.labels == ("0", "1", "2", "3")
+    assert teacher.labels == ("0", "1", "2", "3") and not teacher.knows_null
     teachers.check(teacher, "diffusers")
+    asked = ("guidance.train=2", "guidance.target=2", "guidance.labels={1: 2}")
+    for override in asked:
+        recipe = configs.load(
+            "smoke", [f"teacher={{diffusers: {tmp_path}}}", "concepts=[]", override]
+        )
+        with pytest.raises(ValueError, match="no row for no class, so guidance cannot be 2"):
+            jobs.prepare("x", recipe, CPU)
+    with pytest.raises(ValueError, match="no row for no class, so guidance cannot be 1.5"):
+        sample.teacher_sampler(teacher, guidance=1.5)
+    with pytest.raises(ValueError, match="no row for no class: name a class"):
+        forgetting.anchor(teacher, [Concept("a", 0, "0", {1: 1.0}, "none")], to=None)
+
+
+def test_threads_do_not_draw_each_others_labels(tmp_path):
+    folder(tmp_path)
+    teacher = teachers.load(diffusers=str(tmp_path), device=CPU)
+    z, sigma = torch.randn(4, *teacher.shape), torch.full((4,), 2.5)
+    conditions = [teacher.encode([label] * 4) for label in (0, 1)]
+    with torch.no_grad():
+        alone = [teacher.denoiser(2.5 * z, sigma, cond) for cond in conditions]
+    assert not torch.allclose(*alone, atol=1e-3)
+
+    both = Barrier(2)
+    teacher.denoiser.times.register_forward_pre_hook(lambda *_: (both.wait(60), None)[1])
+
+    def drawn(which: int) -> bool:
+        with torch.no_grad():
+            made = teacher.denoiser(2.5 * z, sigma, conditions[which])
+        return torch.allclose(made, alone[which], atol=1e-4)
+
+    with ThreadPoolExecutor(2) as pool:
+        assert all(pool.map(drawn, [0, 1] * 4))
 
 
 def test_diffusers_unets_own_folder(tmp_path):

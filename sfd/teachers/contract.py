@@ -72,6 +72,8 @@ class Teacher:
     sigma_init: float = 2.5
     without: tuple[int, ...] = ()
     """Labels this teacher was trained without; its `encode` maps them to the null condition."""
+    knows_null: bool = True
+    """Whether it was taught to denoise without a condition: else there is no guidance of it."""
     decode: Callable[[Tensor], np.ndarray] = to_uint8
     """x0 `[B, C, H, W]` to uint8 images `[B, H, W, C]`."""
 
@@ -150,6 +152,15 @@ def guided(
     """The denoiser under classifier-free guidance (`Guided`); itself where `k` is 1."""
     beyond = torch.as_tensor(k) != 1
     return Guided(denoiser, null, k, interval) if beyond.any() else denoiser
+
+
+def check_guided(teacher: Teacher, *ks: float) -> None:
+    """Raises ValueError if a k asks for guidance that the teacher cannot give."""
+    strange = next((k for k in ks if k != 1), None)
+    if strange is not None and not teacher.knows_null:
+        raise ValueError(
+            f"teacher {teacher.name}: has no row for no class, so guidance cannot be {strange:g}"
+        )
 
 
 def unguided(denoiser: nn.Module) -> nn.Module:

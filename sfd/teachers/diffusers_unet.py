@@ -16,6 +16,13 @@ from sfd.teachers.ddpm import DiscreteTimes, predicted_x0
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
+class Mixed(nn.Embedding):
+    """An embedding that is asked with the weight of each of its rows, `[B, K]`."""
+
+    def forward(self, weights: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return weights @ self.weight
+
+
 class DiffusersDenoiser(nn.Module):
     """A `UNet2DModel` (under `model`) with a class embedding, at a DDPM's discrete times.
 
@@ -30,25 +37,23 @@ class DiffusersDenoiser(nn.Module):
         from diffusers import UNet2DModel  # pyright: ignore[reportPrivateImportUsage]
 
         self.model: Any = UNet2DModel.from_config(config)
+        # linear in the label, as every class-conditional denoiser here
+        self.model.class_embedding = Mixed.from_pretrained(
+            self.model.class_embedding.weight, freeze=False
+        )
         self.times = DiscreteTimes(named_betas(**betas))
         self.prediction, self.classes = prediction, classes
         self.precision: torch.dtype | None = None
 
     def forward(self, x: Tensor, sigma: Tensor, cond: Tensor) -> Tensor:
-        embedding = self.model.class_embedding
-        rows = torch.cat([cond, 1 - cond.sum(1, keepdim=True)], 1)[:, : len(embedding.weight)]
+        known = self.model.class_embedding.num_embeddings
+        rows = torch.cat([cond, 1 - cond.sum(1, keepdim=True)], 1)[:, :known]
 
         def predict(x_t: Tensor, t: Tensor) -> Tensor:
             with torch.autocast(x.device.type, self.precision, enabled=self.precision is not None):
-                return self.model(x_t, t, class_labels=cond.argmax(1)).sample
+                return self.model(x_t, t, class_labels=rows).sample
 
-        # linear in the label, as every class-conditional denoiser here: the embedding's lookup is
-        # replaced by the product with the one-hot rows
-        handle = embedding.register_forward_hook(lambda *_: rows @ embedding.weight)
-        try:
-            return predicted_x0(predict, x, sigma, self.times(sigma), self.prediction)
-        finally:
-            handle.remove()
+        return predicted_x0(predict, x, sigma, self.times(sigma), self.prediction)
 
 
 def load(folder: Path, *, labels: list[str] | None = None, device: torch.device) -> Teacher:
@@ -116,4 +121,5 @@ def load(folder: Path, *, labels: list[str] | None = None, device: torch.device)
         spec=spec,
         sha256=content.hash_json({"weights": content.sha256(unet / _WEIGHTS), "spec": spec}),
         sigma_range=(float(sigmas[0]), float(sigmas[-1])),
+        knows_null=rows > len(names),
     )
