@@ -57,7 +57,7 @@ def tint(grey: np.ndarray, colours: np.ndarray) -> np.ndarray:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--source", default="/usr/share/datasets/fashion-mnist")
     arguments = parser.parse_args()

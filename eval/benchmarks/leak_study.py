@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -41,7 +42,7 @@ class Judge:
     images: tuple[int, int]
     """With the concept, and without."""
     lost: float = 0.0
-    decided_by: str = "worse"
+    decided_by: Literal["worse", "corrected"] = "worse"
 
 
 JUDGES = {

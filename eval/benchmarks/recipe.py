@@ -17,9 +17,9 @@ parser.add_argument("--seeds", type=int, nargs="+", default=[0])
 parser.add_argument("--runs", type=Path, default=Path("runs"))
 arguments = parser.parse_args()
 
+folders = [arguments.runs / f"{arguments.recipe}-seed{seed}" for seed in arguments.seeds]
 rows = []
-for seed in arguments.seeds:
-    folder = arguments.runs / f"{arguments.recipe}-seed{seed}"
+for seed, folder in zip(arguments.seeds, folders, strict=True):
     outcome = sfd.run(arguments.recipe, f"train.seed={seed}", out=str(folder))
     assert outcome.audit is not None
     found = outcome.audit["evidence"]
@@ -53,7 +53,7 @@ for seed in arguments.seeds:
             "subject_sha256": outcome.audit["subject"]["sha256"],
         }
     )
-record = checkpoints.read_json(folder / "provenance.json")
+record = checkpoints.read_json(folders[-1] / "provenance.json")
 result = {
     "what": f"recipe {arguments.recipe}, audited",
     "command": f"python eval/benchmarks/recipe.py {arguments.recipe} --seeds "

@@ -61,7 +61,7 @@ def step(phases, shares, precision):
                 device=device,
             )
             draw = train.draw_for(0, phase.name, numbers, teacher.shape, device)
-            losses, _ = train.call(phase, teacher, rule, nets, batch, draw, memo)
+            losses, _ = train.call(phase, teacher, rule, nets, batch, draw, memo, {})
             (losses.sum() / arguments.batch).backward()
         for name in phase.learns:
             optimizers[name].step()

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from sfd import images, sample
+from sfd.concepts import Concept
 from sfd.eval.subjects import concepts_of
 from sfd.provenance import collect
 from sfd.synthesis import asked as asking
@@ -49,7 +50,7 @@ arguments = parser.parse_args()
 
 device = "cuda" if torch.cuda.is_available() else "cpu"
 student = sample.load(arguments.run, device, BATCH)
-gone = concepts_of(student.card)
+gone = [c for c in concepts_of(student.card) if isinstance(c, Concept)]
 asked = asking.of_labels(student.labels, {c.label: "is forgotten" for c in gone}, "all", {})
 detectors = screening.detectors_of([arguments.detector, arguments.second], gone, device)
 places = np.arange(arguments.images)

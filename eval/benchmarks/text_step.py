@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -52,7 +53,7 @@ def measure(mode: str) -> dict:
     """Run two steps; the memory and the second one's seconds."""
     options = MODES[mode]
     phases = objectives.sid(sigma_init=2.5, alpha=1.0)
-    shape = plan.Shape(SPEC, (4, SIDE, SIDE), (77, EMBEDDING), 2.5)
+    shape = plan.Shape(SPEC, (4, SIDE, SIDE), (77, EMBEDDING), 2.5, (0.03, 14.6))
     planned = plan.memory(
         shape,
         phases,
@@ -83,14 +84,12 @@ def measure(mode: str) -> dict:
         sha256="",
     )
     null = teacher.encode([None])
-    guided = copy.copy(teacher.__dict__) | {
-        "denoiser": teachers.guided(denoiser, null, GUIDANCE["target"])
-    }
+    guided = replace(teacher, denoiser=teachers.guided(denoiser, null, GUIDANCE["target"]))
     ticks: list[float] = []
     weights = sum(planned[role] for role in ("teacher", "student", "fake"))
     with tempfile.TemporaryDirectory() as folder, plan.Peak() as peak:
         train.train(
-            teacher, forgetting.none(Teacher(**guided), []), phases, student=student, fake=fake,
+            teacher, forgetting.none(guided, []), phases, student=student, fake=fake,
             guidance_train=GUIDANCE["train"], guidance_fake=GUIDANCE["fake"],
             retained=list(range(8)), concepts=[], share=0.0, weight_student=1.0, weight_fake=1.0,
             total=2 * BATCH, batch=BATCH, lr_student=1e-6, lr_fake=3e-6, ema_images=100.0, seed=0,
@@ -131,6 +130,8 @@ def main() -> None:
     print(json.dumps(found, indent=1))
     if arguments.out:
         arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+    if any("failed" in row for row in found.values()):
+        sys.exit(1)
 
 
 if __name__ == "__main__":
