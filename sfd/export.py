@@ -1,6 +1,7 @@
 """A student as others read it: a diffusers pipeline folder that needs no code of ours."""
 
 import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,6 @@ def diffusers(run: Path, out: Path) -> Path:
             " the file away"
         )
     teacher = stable_diffusion.folder_of(student.card["teacher"])
-    denoiser: Any = student.denoiser
     t_init = start_time(student)
     spec = student.card["spec"]
     chain = stable_diffusion.betas_of(spec["betas"])
@@ -49,10 +49,35 @@ def diffusers(run: Path, out: Path) -> Path:
         final_sigmas_type="zero",
         steps_offset=1,
     )
-    part = out.with_name(out.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
+    part = Path(tempfile.mkdtemp(prefix=f"{out.name}.", dir=out.parent))
+    try:
+        _write(part, student, teacher, scheduler, audit, found)
+        part.chmod(0o755)  # a temporary folder is its owner's alone
+        if out.exists():
+            out.rmdir()
+        part.rename(out)
+    except BaseException:
+        shutil.rmtree(part)
+        raise
+    return out
+
+
+def _write(
+    part: Path,
+    student: Student,
+    teacher: Path,
+    scheduler: Any,
+    audit: Path,
+    found: Mapping[str, Any] | None,
+) -> None:
+    """The folder's files. Of the teacher's parts what is read: no pickle, no other variant."""
     for name in ("text_encoder", "tokenizer", "vae"):
-        shutil.copytree(teacher / name, part / name)
+        (part / name).mkdir()
+        weights = stable_diffusion.loaded_files(teacher / name)
+        for path in (teacher / name).iterdir():
+            if path.name in weights or path.suffix in (".json", ".txt", ".model"):
+                shutil.copyfile(path, part / name / path.name)
+    denoiser: Any = student.denoiser
     denoiser.model.save_pretrained(part / "unet", safe_serialization=True)
     scheduler.save_pretrained(part / "scheduler")
     index = checkpoints.read_json(teacher / "model_index.json")
@@ -66,10 +91,6 @@ def diffusers(run: Path, out: Path) -> Path:
         if file.is_file():
             shutil.copyfile(file, part / file.name)  # bytes: that is what was signed
     content.write_atomic(part / "README.md", model_card(student.card, found))
-    if out.exists():
-        out.rmdir()
-    part.rename(out)
-    return out
 
 
 def start_time(student: Student) -> int:

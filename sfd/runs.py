@@ -195,12 +195,10 @@ def _claim_folder(job: Job, folder: Path, force: bool) -> None:
         card = checkpoints.read_card(meta, str(student))
         if card.get("recipe_sha256") != job.sha256:
             raise another
-        identity = content.hash_json(_identity(job))
-        if card.get("identity_sha256", identity) != identity:
+        if not _is_as_it_was(job, card):
             raise ValueError(
-                f"{folder}: was trained before a concept, a list of prompts or a file of code that"
-                " the recipe names was changed; give this one out=FOLDER, or start over with"
-                " --force"
+                f"{folder}: was trained before {CHANGED} that the recipe names was changed; give"
+                " this one out=FOLDER, or start over with --force"
             )
         _check_start(job, card, folder)
     if stored.exists() and trained and configs.sha256(configs.load(str(stored))) != job.sha256:
@@ -208,6 +206,15 @@ def _claim_folder(job: Job, folder: Path, force: bool) -> None:
     if state.world()[0] == 0:
         text = content.dump_yaml(configs.plain(job.recipe))
         content.write_atomic(stored, text)
+
+
+CHANGED = "a concept, a list of prompts or a file of code"
+
+
+def _is_as_it_was(job: Job, card: Mapping[str, Any]) -> bool:
+    """Whether all that a job's recipe names is what a finished run of it was trained by."""
+    now = content.hash_json(_identity(job))
+    return card.get("identity_sha256", now) == now
 
 
 def _check_start(job: Job, card: Mapping[str, Any], folder: Path) -> None:
@@ -244,18 +251,19 @@ def _start_folder(job: Job, *, device: torch.device, say: Say, progress: Progres
     folder = _folder_of_start(start)
     if Path(start).expanduser().is_dir():
         return folder
-    recipe = configs.load(start)
+    first = prepare(start, configs.load(start), device)
     student = folder / "student.safetensors"
     if student.is_file():
         card = checkpoints.read_card(checkpoints.read_meta(student), str(student))
-        if card.get("recipe_sha256") != configs.sha256(recipe):
-            raise ValueError(
-                f"{folder}: holds a run of another recipe than {start}: train that one again"
-                f" (--force), or mean this run by start={folder}"
-            )
+        again = f"train that one again (--force), or mean this run by start={folder}"
+        if card.get("recipe_sha256") != first.sha256:
+            raise ValueError(f"{folder}: holds a run of another recipe than {start}: {again}")
+        if not _is_as_it_was(first, card):
+            raise ValueError(f"{folder}: was trained before {CHANGED} of {start} was changed:"
+                             f" {again}")  # fmt: skip
+        _check_start(first, card, folder)
     else:
         say(f"{job.name} starts from {start}: training that first, in {folder}")
-        first = prepare(start, recipe, device)
         train_job(first, folder, device=device, force=False, say=say, progress=progress)
     return folder
 

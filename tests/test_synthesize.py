@@ -814,3 +814,34 @@ def test_places_are_all_in_one_folder_each():
     assert [len(layout.places(i)) for i in layout.numbers] == [10, 10, 5]
     assert layout.missing() == [0, 1, 2]
     assert folders.remaining(layout, (2, 3)) == 5
+
+
+# --- what came with a model ----------------------------------------------------------------------
+
+
+def test_code_that_lies_beside_a_student_is_not_run(run, tmp_path):
+    theirs = tmp_path / "theirs"
+    shutil.copytree(run, theirs)
+    shutil.copytree(content.find("classifiers", "mixture"), theirs / "judge")
+    (theirs / "code.py").write_text("open('ran', 'w')\ndef build(*given): ...\n")
+    card, recipe, suite = theirs / "judge/card.yaml", theirs / "recipe.yaml", theirs / "suite.yaml"
+    card.write_text(
+        content.dump_yaml(content.read_yaml(card) | {"backend": f"{theirs}/code.py:build"})
+    )
+    asked = content.read_yaml(content.find("eval/suites", "mixture"))
+    recipe.write_text(
+        content.dump_yaml(content.read_yaml(recipe) | {"audit": {"suite": str(suite)}})
+    )
+    for change in (
+        {"judge": str(theirs / "judge")},
+        {"attacks": [{"name": f"{theirs}/code.py:build"}]},
+    ):
+        suite.write_text(content.dump_yaml(asked | change))
+        with pytest.raises(
+            ValueError, match=r"code that a model names is not run; .* --suite NAME"
+        ):
+            verbs.subjects.open_path(theirs, None, device=torch.device("cpu"))
+    suite.write_text(content.dump_yaml(asked | {"judge": str(theirs / "judge")}))
+    with pytest.raises(ValueError, match=r"code that a model names is not run; .* --detector NAME"):
+        verbs.synthesize_run(theirs, tmp_path / "out", n=8)
+    assert not Path("ran").exists() and not (tmp_path / "out").exists()

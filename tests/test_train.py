@@ -361,6 +361,15 @@ def test_a_start_by_name_is_of_that_recipe_or_none():
     whole = train("third", "start=first.yaml", "train.images=128")  # trained first
     assert any(not torch.equal(meant[k], whole[k]) for k in whole)
     assert_same(whole, train("again", "start=first.yaml", "train.images=128"))
+    shutil.rmtree("runs/first")
+    Path("concepts").mkdir()
+    Path("concepts/mine.yaml").write_text(CONCEPT)
+    recipe = configs.load("smoke", [*SHORT, "concepts=[mine]"])
+    Path("first.yaml").write_text(content.dump_yaml(configs.plain(recipe)))
+    train("runs/first", recipe="first.yaml")
+    Path("concepts/mine.yaml").write_text(CONCEPT.replace("1, name: right", "2, name: top"))
+    with pytest.raises(ValueError, match=r"trained before a concept.* of first.yaml was changed"):
+        train("fourth", "start=first.yaml", "concepts=[]")
 
 
 @pytest.mark.parametrize("rule", ["override", "pseudo-label"])

@@ -4,7 +4,7 @@ A classifier is a folder: `card.yaml` says what it is and how good it is on name
 holds the sha256 of its weights: `weights.safetensors` in half precision, or what the backend reads.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -185,6 +185,18 @@ def known_backend(name: str) -> Backend:
     return BACKENDS[name]
 
 
+def refuse_code(names: Iterable[str], where: str, instead: str) -> None:
+    """Raise ValueError if one of the classifiers that a model's own files name is a file of code:
+    it may have come with the model. `instead` is how the user names it."""
+    for name in names:
+        backend = read_card(name).backend
+        if ".py:" in backend:
+            raise ValueError(
+                f"{where}: names the classifier {name}, whose card names {backend}, and code that a"
+                f" model names is not run; if it is yours, {instead}"
+            )
+
+
 def load(
     name: str, device: str = "cpu", *, backend: Callable[[str], Backend] = known_backend
 ) -> Classifier:
@@ -221,6 +233,7 @@ __all__ = [
     "load",
     "measured",
     "read_card",
+    "refuse_code",
     "save",
     "with_threshold",
     "write_calibration",

@@ -1,7 +1,6 @@
 """Diffusers folders under audit, as stock diffusers samples them: any scheduler, guidance."""
 
 import inspect
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,10 +21,6 @@ from sfd.teachers.stable_diffusion import folder_sha256
 
 CARD = "sfd.json"
 """What `sfd export diffusers`, and `sfd pretrain`, leave in a folder of theirs."""
-WEIGHTS = ("diffusion_pytorch_model", "model")
-"""What the file of a part's weights is called (diffusers', transformers'), or its shards begin
-with."""
-SHARD = re.compile(rf"({'|'.join(WEIGHTS)})-\d+-of-\d+\.safetensors")
 WEIGHT_FILES = (".safetensors", ".msgpack", ".onnx", ".onnx_data", ".h5", ".gguf", ".tflite")
 """Endings of files that may hold a network; pickles are found by themselves."""
 STEPS, GUIDANCE = 50, 7.5
@@ -356,13 +351,8 @@ def _strays(folder: Path) -> list[str]:
         path.relative_to(folder)
         for path in sorted(folder.rglob("*"))
         if path.suffix.lower() in WEIGHT_FILES
-        and (path.parent not in parts or path.name not in _loaded(path.parent))
+        and (
+            path.parent not in parts or path.name not in stable_diffusion.loaded_files(path.parent)
+        )
     ]
     return [*pickles, *(f"{path}: weights that no part loads by itself" for path in loose)]
-
-
-def _loaded(part: Path) -> set[str]:
-    """The files that a part is read from unless another variant is asked for: shards, or one."""
-    names = [path.name for path in part.iterdir()]
-    shards = {name for name in names if SHARD.fullmatch(name)}
-    return shards or {f"{stem}.safetensors" for stem in WEIGHTS}

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from sfd import attacks, content, metrics
+from sfd import attacks, classifiers, content, metrics
 from sfd.content import Strict
 
 
@@ -180,6 +180,12 @@ class PromptSuite(Strict):
 AnySuite = Suite | PromptSuite
 
 
+def judges_of(suite: AnySuite) -> list[str]:
+    """Names of both judges, of each factor in turn."""
+    pairs = suite.factors.values() if isinstance(suite, PromptSuite) else [suite]
+    return [name for pair in pairs for name in (pair.judge, pair.second)]
+
+
 def load(name: str, raised: Mapping[str, int] | None = None) -> AnySuite:
     """A suite by name or path, with its numbers of samples raised.
 
@@ -200,6 +206,23 @@ def load(name: str, raised: Mapping[str, int] | None = None) -> AnySuite:
         planned[key] = value
     _check_attacks(suite)
     return suite.model_copy(update={"n": type(suite.n)(**planned)})
+
+
+def load_named_by_model(name: str, raised: Mapping[str, int], where: str, instead: str) -> AnySuite:
+    """`load` of a suite that a model's own files (`where`) name, which may have come with it.
+
+    Raises ValueError also if the suite names code of a file, which would be run: `instead` is how
+    the user names what is theirs.
+    """
+    own = content.read_yaml(content.find("eval/suites", name)).get("attacks", [])
+    if ".py:" in str(own):  # to load it would import them
+        raise ValueError(
+            f"{where}: its suite names code for an attack, and code that a model names is not run;"
+            f" if it is yours, {instead}"
+        )
+    suite = load(name, raised)
+    classifiers.refuse_code(judges_of(suite), where, instead)
+    return suite
 
 
 def _check_attacks(suite: AnySuite) -> None:

@@ -5,6 +5,7 @@ network by 1/sqrt(1 + sigma^2) and turns its epsilon- or v-prediction into x0.
 """
 
 import copy
+import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -24,6 +25,10 @@ from sfd.teachers.ddpm import DiscreteTimes, predicted_x0
 PARTS = ("unet", "text_encoder", "tokenizer", "vae", "scheduler")
 EMBEDDED = Path(__file__).parent / "weights"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
+_STEMS = ("diffusion_pytorch_model", "model")
+"""What the file of a part's weights is called (diffusers', transformers'), or its shards begin
+with."""
+_SHARD = re.compile(rf"({'|'.join(_STEMS)})-\d+-of-\d+\.safetensors")
 
 
 class StableDiffusionDenoiser(nn.Module):
@@ -289,6 +294,13 @@ def folder_sha256(folder: Path) -> str:
         if p.suffix in (".safetensors", ".json", ".txt")
     )
     return content.hash_json({str(p.relative_to(folder)): content.sha256(p) for p in files})
+
+
+def loaded_files(part: Path) -> set[str]:
+    """The files that a part's weights are read from unless another variant is asked for: shards,
+    or one."""
+    shards = {path.name for path in part.iterdir() if _SHARD.fullmatch(path.name)}
+    return shards or {f"{stem}.safetensors" for stem in _STEMS}
 
 
 def _pretrained(cls: Any, folder: Path) -> nn.Module:

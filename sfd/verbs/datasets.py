@@ -30,6 +30,8 @@ from sfd.synthesis.folders import META
 from sfd.synthesis.usefulness import Labelled, first_of_each, matched, measure
 from sfd.verbs.samples import prompts_of
 
+INSTEAD = "say --detector NAME, and --private-features NAME with --private"
+
 
 def synthesize_run(
     run: Path,
@@ -70,8 +72,12 @@ def synthesize_run(
         signer = credentials.load(*(Path(name).expanduser() for name in c2pa), trial=trial)
     student = sample.load(run, device, batch)
     gone = concepts_of(student.card)
-    suite = _suite(run)
-    found = screening.detectors_of(detectors or _judges(suite, gone), gone, device)
+    needed = not detectors or (private is not None and not private_features)
+    suite = _suite(run) if needed else None
+    if not detectors:
+        detectors = _judges(suite, gone)
+        classifiers.refuse_code(detectors, str(run), INSTEAD)
+    found = screening.detectors_of(detectors, gone, device)
     near = about = None
     if private is not None:
         name = private_features or (suite.features if suite else None)
@@ -125,15 +131,15 @@ def _suite(run: Path) -> suites.AnySuite | None:
     """The suite of the recipe that lies beside a student, if there is one."""
     stored = (run if run.is_dir() else run.parent) / "recipe.yaml"
     recipe = configs.load(str(stored)) if stored.is_file() else None
-    return suites.load(recipe.audit.suite, recipe.audit.n) if recipe and recipe.audit else None
+    if recipe is None or recipe.audit is None:
+        return None
+    named = recipe.audit
+    return suites.load_named_by_model(named.suite, named.n, str(stored), INSTEAD)
 
 
 def _judges(suite: suites.AnySuite | None, gone: Sequence[AnyConcept]) -> list[str]:
     """Both judges of the suite that know a concept; for the rest, the classifiers they name."""
-    if isinstance(suite, suites.PromptSuite):
-        names = [name for pair in suite.factors.values() for name in (pair.judge, pair.second)]
-    else:
-        names = [suite.judge, suite.second] if suite else []
+    names = suites.judges_of(suite) if suite else []
     known = {name: classifiers.read_card(name).labels for name in names}
     wanted = {concept.label_name for concept in gone}
     chosen = [name for name, has in known.items() if wanted & set(has)]

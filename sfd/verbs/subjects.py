@@ -1,6 +1,6 @@
 """What a path, or a function, under audit is: a student, a pipeline, an ONNX file, images."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -139,14 +139,16 @@ def _of_ours(
         file = sample.student_file(path)
         card = checkpoints.read_card(checkpoints.read_meta(file), str(file))
     known = _concepts(str(path), names, card["labels"]) if names else concepts_of(card)
-    plan: Mapping[str, int] = {}
     if suite is None:
         stored = path / "recipe.yaml"
         recipe = configs.load(str(stored)) if stored.is_file() else None
         if recipe is None or recipe.audit is None:
             raise ValueError(f"{path}: names no suite; say --suite NAME")
-        suite, plan = recipe.audit.suite, recipe.audit.n
-    chosen = suites.load(suite, plan)
+        chosen = suites.load_named_by_model(
+            recipe.audit.suite, recipe.audit.n, str(stored), "say --suite NAME"
+        )
+    else:
+        chosen = suites.load(suite)
     if kind == "pipeline":
         subject = pipelines.of_pipeline(
             path, known, device=str(device), sampling=sampling, attacked=bool(chosen.attacks)
