@@ -178,6 +178,25 @@ def test_shards_made_apart_are_merged_by_copying(student):
     assert files(Path("set")) == files(Path("whole"))
 
 
+def test_shards_that_others_screened_are_refused_and_the_mend_is_true(student):
+    """The plan that is copied last wins: a folder itself says by which it was made."""
+    make(student, "whole", pseudo_random)
+    make(student, "machine0/set", never, detectors=[detector(never, "other")], shard=(0, 2))
+    make(student, "machine1/set", pseudo_random, shard=(1, 2))
+    for i in range(2):
+        for name in ("set", "set-quarantine"):
+            shutil.copytree(f"machine{i}/{name}", name, dirs_exist_ok=True)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="set/000000/.* made by another plan") as error:
+            make(student, "set", pseudo_random)
+        assert "\n" not in str(error.value)
+    for i in (0, 2):
+        shutil.rmtree(f"set/{i:06d}")
+        Path(f"set-quarantine/{i:06d}.jsonl").unlink()
+    make(student, "set", pseudo_random)
+    assert files(Path("set")) == files(Path("whole"))
+
+
 def test_a_foreign_shard_is_not_merged_and_a_swapped_image_is_found(student):
     make(student, "set", pseudo_random, keep_refused=True, shard=(0, 2))
     make(student, "other", pseudo_random, seed=5)
@@ -186,6 +205,12 @@ def test_a_foreign_shard_is_not_merged_and_a_swapped_image_is_found(student):
     own = [{**row, "file_name": Path(row["file_name"]).name} for row in lines]
     Path("set/000001", META).write_text("".join(json.dumps(row) + "\n" for row in own))
     Path("set-quarantine/000001.jsonl").write_text("")
+    with pytest.raises(ValueError, match="set/000001/.* made by another plan"):
+        make(student, "set", pseudo_random, keep_refused=True, shard=(1, 2))
+    # nor is one that says it is of this plan, as nobody edits by accident
+    mine = rows(Path("set/000000", META))[0]["plan_sha256"]
+    own = [{**row, "plan_sha256": mine} for row in own]
+    Path("set/000001", META).write_text("".join(json.dumps(row) + "\n" for row in own))
     with pytest.raises(ValueError, match="seed .* is not what was asked for there"):
         make(student, "set", pseudo_random, keep_refused=True, shard=(1, 2))
 

@@ -179,10 +179,10 @@ def _made(report: Mapping[str, Any]) -> str:
             "## How it was made",
             "",
             "`metadata.jsonl` has a line for each image: file, condition, seed, the detectors'"
-            " scores and the student's sha256. The same student draws the same image for a seed:"
-            " `sfd sample RUN OUT --n 1 --seed SEED`. Each PNG says that it is generated, in its"
-            " text chunks and as the IPTC's digital source type `trainedAlgorithmicMedia`; "
-            + _signed(report),
+            " scores, the sha256 of the student and of the plan. The same student draws the same"
+            " image for a seed: `sfd sample RUN OUT --n 1 --seed SEED`. Each PNG says that it is"
+            " generated, in its text chunks and as the IPTC's digital source type"
+            " `trainedAlgorithmicMedia`; " + _signed(report),
             "",
             f"    {json.dumps(said)}",
         ]

@@ -18,7 +18,7 @@ from sfd.synthesis.credentials import Credentials
 from sfd.synthesis.folders import HIDDEN, META, Layout
 from sfd.synthesis.screening import Detector, Private
 
-SCHEMA = "sfd/dataset/1"
+SCHEMA = "sfd/dataset/2"
 SIZE = 1000
 BATCH = 250
 TRIES = 20
@@ -82,6 +82,7 @@ def synthesize(
         "c2pa": credentials.sha256 if credentials else None,
     }
     _claim(layout, plan)
+    plan_sha256 = content.hash_json(plan)  # shard and workers, which may differ, are none of it
     found = any(layout.folder(i).exists() for i in layout.numbers)  # who knows what was put there
     done, total = 0, folders.remaining(layout, shard)
 
@@ -96,13 +97,13 @@ def synthesize(
     folders.draw(
         layout, asked, generate=student.sample, turn=alone or nullcontext(),
         screen=screening.screen(detectors, private, alone),
-        sha256=student.sha256, seed=seed, tries=tries, batch=batch, keep_refused=keep_refused,
-        stamp=credentials.stamp if credentials else None, shard=shard, workers=workers,
-        progress=count,
+        sha256=student.sha256, plan=plan_sha256, seed=seed, tries=tries, batch=batch,
+        keep_refused=keep_refused, stamp=credentials.stamp if credentials else None, shard=shard,
+        workers=workers, progress=count,
     )  # fmt: skip
-    if not folders.merge(layout):
+    if not folders.merge(layout, plan=plan_sha256):
         return None
-    folders.check(layout, asked, sha256=student.sha256, seed=seed, look=found)
+    folders.check(layout, asked, sha256=student.sha256, plan=plan_sha256, seed=seed, look=found)
     report = {
         "schema": SCHEMA,
         "plan": plan,

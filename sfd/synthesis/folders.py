@@ -105,6 +105,7 @@ def draw(
     turn: AbstractContextManager[Any],
     screen: Screen,
     sha256: str,
+    plan: str,
     seed: int,
     tries: int,
     batch: int,
@@ -118,9 +119,10 @@ def draw(
 
     Each worker fills a folder of its own, and generates in its `turn`, where they take turns, while
     another screens; what a folder holds depends on its number alone, but for what `stamp` signs
-    into the bytes of an image (in several threads at once). `progress` hears of places tried for
-    the first time. Raises ValueError where nothing in a folder is clean, OSError on a full disk;
-    what is there stays.
+    into the bytes of an image (in several threads at once). Every row names the student and the
+    plan by their hashes, `sha256` and `plan`. `progress` hears of places tried for the first time.
+    Raises ValueError where nothing in a folder is clean, OSError on a full disk; what is there
+    stays.
     """
     mine = [i for i in layout.missing() if i % shard[1] == shard[0]]
     stop = Event()
@@ -130,7 +132,7 @@ def draw(
             layout.places(number), asked, generate=generate, turn=turn, screen=screen, seed=seed,
             tries=tries, batch=batch, stop=stop, progress=progress,
         )  # fmt: skip
-        _fill(layout, number, tried, sha256, keep_refused, stamp)
+        _fill(layout, number, tried, sha256, plan, keep_refused, stamp)
 
     with devices.pool(workers) as pool:
         futures = [pool.submit(fill, number) for number in mine]
@@ -204,6 +206,7 @@ def _fill(
     number: int,
     tried: Iterator[_Tried],
     sha256: str,
+    plan: str,
     keep_refused: bool,
     stamp: Callable[[bytes], bytes] | None,
 ) -> None:
@@ -221,7 +224,7 @@ def _fill(
     try:
         growing.mkdir(parents=True)
         for one in tried:
-            row = _row(one, sha256)
+            row = _row(one, sha256, plan)
             if one.picture is not None and not one.seen.reasons:
                 name = f"{one.place:08d}.png"
                 (growing / name).write_bytes(_png(one, one.picture, sha256, stamp))
@@ -262,7 +265,7 @@ def _nothing_clean(layout: Layout, refused: Sequence[Row]) -> str:
     )
 
 
-def _row(one: _Tried, sha256: str) -> Row:
+def _row(one: _Tried, sha256: str, plan: str) -> Row:
     seen = one.seen
     return {
         **one.fields,
@@ -272,6 +275,7 @@ def _row(one: _Tried, sha256: str) -> Row:
         **({"reasons": list(seen.reasons)} if seen.reasons else {}),
         "scores": seen.scores,
         "student_sha256": sha256,
+        "plan_sha256": plan,
     }
 
 
@@ -282,10 +286,11 @@ def _lines(rows: Sequence[Row] | Iterator[Row]) -> str:
 # --- the whole -----------------------------------------------------------------------------------
 
 
-def merge(layout: Layout) -> bool:
+def merge(layout: Layout, *, plan: str) -> bool:
     """One `metadata.jsonl` of all folders, where all are there; whether the dataset is finished.
 
-    Killed anywhere, it does the rest when called again; several processes may do it at once.
+    Killed anywhere, it does the rest when called again; several processes may do it at once. Raises
+    ValueError, before anything is merged, on a folder that was made by another plan.
     """
     if layout.missing():
         return False
@@ -293,6 +298,8 @@ def merge(layout: Layout) -> bool:
         try:
             if not any(_rows_of_folders(layout)):
                 raise ValueError(_nothing_clean(layout, []))
+            for number in layout.numbers:
+                _check_origin(layout, number, plan)
             _write_lines(layout.quarantine / META, _refused_rows(layout))
             _write_lines(layout.out / META, _rows_of_folders(layout))
         except FileNotFoundError:
@@ -310,6 +317,18 @@ def merge(layout: Layout) -> bool:
             else:
                 path.unlink(missing_ok=True)
     return True
+
+
+def _check_origin(layout: Layout, number: int, plan: str) -> None:
+    """Raises ValueError where a folder, or the list of what it refused, was made by another plan:
+    where folders are copied together, each may bring a plan, and one of them is there at last."""
+    folder, aside = layout.folder(number), layout.refused(number)
+    for path in (folder / META, aside):
+        if any(row.get("plan_sha256") != plan for row in read_lines(path)):
+            raise ValueError(
+                f"{path}: was made by another plan (detectors, private images or options) than this"
+                f" dataset: remove {folder} and {aside}, which the same command makes again"
+            )
 
 
 def _running(pid: str) -> bool:
@@ -348,7 +367,7 @@ def read_lines(path: Path) -> Iterator[Row]:
             yield row
 
 
-def check(layout: Layout, asked: Asked, *, sha256: str, seed: int, look: bool) -> None:
+def check(layout: Layout, asked: Asked, *, sha256: str, plan: str, seed: int, look: bool) -> None:
     """Raises ValueError unless a finished dataset lists what it holds, each as it was asked for.
 
     `look` opens each image too: it must be whole, and itself say what its row says.
@@ -362,7 +381,8 @@ def check(layout: Layout, asked: Asked, *, sha256: str, seed: int, look: bool) -
             fields = asked.fields[int(asked.rows(np.array([place]))[0])]
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path}, line {listed}: {error!r} is no row's; {MEND}") from None
-        expected = {**fields, "seed": own, "verdict": "clean", "student_sha256": sha256}
+        expected = {**fields, "seed": own, "verdict": "clean"}
+        expected |= {"student_sha256": sha256, "plan_sha256": plan}
         wrong = next((key for key, value in expected.items() if row.get(key) != value), None)
         if wrong or file.parent != layout.folder(place // layout.size):
             what = f"{wrong} {row.get(wrong)!r} is" if wrong else f"place {place} is"

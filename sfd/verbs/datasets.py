@@ -91,7 +91,8 @@ def synthesize_run(
             "sha256": content.sha256(b"".join(picture.tobytes() for picture in pictures)),
             "features": name,
             "quantile": quantile,
-            "radius": near.radius,
+            # to so many digits, machines agree on it
+            "radius": float(f"{near.radius:.4g}"),
         }
     asked = _asked(student, gone, _words(labels), _parts(balance), prompts, prompt_list)
     if usefulness:  # found before the drawing, not after
