@@ -211,6 +211,9 @@ def test_a_foreign_shard_is_not_merged_and_a_swapped_image_is_found(student):
     mine = rows(Path("set/000000", META))[0]["plan_sha256"]
     own = [{**row, "plan_sha256": mine} for row in own]
     Path("set/000001", META).write_text("".join(json.dumps(row) + "\n" for row in own))
+    lines = [row for row in rows(Path("other-quarantine", META)) if row["place"] in range(10, 20)]
+    lines = [{**row, "plan_sha256": mine} for row in lines]
+    Path("set-quarantine/000001.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
     with pytest.raises(ValueError, match="seed .* is not what was asked for there"):
         make(student, "set", pseudo_random, keep_refused=True, shard=(1, 2))
 
@@ -303,6 +306,39 @@ def test_a_damaged_dataset_is_refused_and_the_mend_is_true(student, name, spoil,
     shutil.copyfile(Path("again", name), Path("set", name))
     assert make(student, "set")["kept"] == 30
     assert files(Path("set")) == files(Path("again"))
+
+
+@pytest.mark.parametrize("line", [0, -1])
+def test_what_was_refused_is_listed_or_nothing_is_bounded(student, line):
+    """A list that lost a line would make the bound on what leaked smaller, in silence."""
+    options = {"look": pseudo_random, "tries": 2}
+    whole = make(student, "set", **options)
+    assert whole["unmet"] > 0, "no empty place, so half is not tested"
+    path = Path("set-quarantine", META)
+    text = path.read_text()
+    cut_short = text.splitlines(keepends=True)
+    place = json.loads(cut_short.pop(line))["place"]
+    path.write_text("".join(cut_short))
+    with pytest.raises(ValueError, match=rf"set-quarantine: place {place} refused [12] tries"):
+        make(student, "set", **options)
+    path.write_text(text)
+    assert make(student, "set", **options) == whole
+
+
+def test_a_shards_list_that_was_copied_short_is_refused_before_the_merge(student):
+    whole = make(student, "whole", pseudo_random)
+    for i in range(2):
+        make(student, f"machine{i}/set", pseudo_random, shard=(i, 2))
+        for name in ("set", "set-quarantine"):
+            shutil.copytree(f"machine{i}/{name}", name, dirs_exist_ok=True)
+    path = Path("set-quarantine/000001.jsonl")
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+    with pytest.raises(ValueError, match="set-quarantine/000001.jsonl: place 1. refused") as error:
+        make(student, "set", pseudo_random)
+    assert "\n" not in str(error.value) and "remove it and set/000001" in str(error.value)
+    path.unlink()
+    shutil.rmtree("set/000001")
+    assert make(student, "set", pseudo_random) == whole
 
 
 def test_real_images_that_do_not_fit_are_found_before_the_drawing(run):

@@ -101,9 +101,11 @@ def synthesize(
         keep_refused=keep_refused, stamp=credentials.stamp if credentials else None, shard=shard,
         workers=workers, progress=count,
     )  # fmt: skip
-    if not folders.merge(layout, plan=plan_sha256):
+    if not folders.merge(layout, plan=plan_sha256, tries=tries):
         return None
-    folders.check(layout, asked, sha256=student.sha256, plan=plan_sha256, seed=seed, look=found)
+    folders.check(
+        layout, asked, sha256=student.sha256, plan=plan_sha256, seed=seed, tries=tries, look=found
+    )
     report = {
         "schema": SCHEMA,
         "plan": plan,

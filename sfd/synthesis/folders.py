@@ -7,7 +7,7 @@ used; `merge` makes one of them when all are there. Nothing is held but one batc
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, wait
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -286,11 +286,12 @@ def _lines(rows: Sequence[Row] | Iterator[Row]) -> str:
 # --- the whole -----------------------------------------------------------------------------------
 
 
-def merge(layout: Layout, *, plan: str) -> bool:
+def merge(layout: Layout, *, plan: str, tries: int) -> bool:
     """One `metadata.jsonl` of all folders, where all are there; whether the dataset is finished.
 
     Killed anywhere, it does the rest when called again; several processes may do it at once. Raises
-    ValueError, before anything is merged, on a folder that was made by another plan.
+    ValueError, before anything is merged, on a folder that was made by another plan, and on a place
+    whose refused tries are not all listed.
     """
     if layout.missing():
         return False
@@ -300,6 +301,7 @@ def merge(layout: Layout, *, plan: str) -> bool:
                 raise ValueError(_nothing_clean(layout, []))
             for number in layout.numbers:
                 _check_origin(layout, number, plan)
+            _check_refused(layout, _rows_of_folders(layout), _refused_rows(layout), tries)
             _write_lines(layout.quarantine / META, _refused_rows(layout))
             _write_lines(layout.out / META, _rows_of_folders(layout))
         except FileNotFoundError:
@@ -329,6 +331,30 @@ def _check_origin(layout: Layout, number: int, plan: str) -> None:
                 f"{path}: was made by another plan (detectors, private images or options) than this"
                 f" dataset: remove {folder} and {aside}, which the same command makes again"
             )
+
+
+def _check_refused(layout: Layout, kept: Iterable[Row], refused: Iterable[Row], tries: int) -> None:
+    """Raises ValueError unless each place has refused every try before the one it kept, and an
+    empty one all `tries`: what may have leaked is bounded by what is listed as refused."""
+    listed, wanted = np.zeros(layout.n, np.int16), np.full(layout.n, tries, np.int16)
+    try:
+        for row in refused:  # a place's tries are listed in their order
+            place = row["place"]
+            listed[place] = listed[place] + 1 if row["attempt"] == listed[place] else -1
+        for row in kept:
+            wanted[int(Path(row["file_name"]).stem)] = row["attempt"]
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise ValueError(f"{layout.quarantine}: {error!r} is no row's; {MEND}") from None
+    lacking = np.flatnonzero(listed != wanted)
+    if len(lacking):
+        place = int(lacking[0])
+        folder, aside = layout.folder(place // layout.size), layout.refused(place // layout.size)
+        mend = f"copy {aside} again, or remove it and {folder}, which the same command makes again"
+        raise ValueError(
+            f"{layout.quarantine if layout.finished else aside}: place {place} refused"
+            f" {wanted[place]} tries, and they are not all listed; "
+            + (MEND if layout.finished else mend)
+        )
 
 
 def _running(pid: str) -> bool:
@@ -367,8 +393,11 @@ def read_lines(path: Path) -> Iterator[Row]:
             yield row
 
 
-def check(layout: Layout, asked: Asked, *, sha256: str, plan: str, seed: int, look: bool) -> None:
-    """Raises ValueError unless a finished dataset lists what it holds, each as it was asked for.
+def check(
+    layout: Layout, asked: Asked, *, sha256: str, plan: str, seed: int, tries: int, look: bool
+) -> None:
+    """Raises ValueError unless a finished dataset lists what it holds, each as it was asked for,
+    and all that was refused.
 
     `look` opens each image too: it must be whole, and itself say what its row says.
     """
@@ -399,6 +428,7 @@ def check(layout: Layout, asked: Asked, *, sha256: str, plan: str, seed: int, lo
     there = sum(1 for i in layout.numbers for _ in layout.folder(i).glob("*.png"))
     if there != listed:
         raise ValueError(f"{path}: lists {listed} images, its folders hold {there}; {MEND}")
+    _check_refused(layout, read_lines(path), read_lines(layout.quarantine / META), tries)
 
 
 def _write_lines(path: Path, rows: Iterator[Row]) -> None:
