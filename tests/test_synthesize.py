@@ -530,9 +530,17 @@ def test_tars_of_another_dataset_are_not_mixed_with(student):
     make(student, "set")
     make(student, "small", n=10)
     assert webdataset.write(Path("set"), Path("tars")) == 3
-    with pytest.raises(ValueError, match="holds 000001.tar, which is none of this dataset's"):
+    with pytest.raises(ValueError, match="holds 000000.tar, which is none of this dataset's"):
         webdataset.write(Path("small"), Path("tars"))
+    make(student, "other", seed=5)  # whose tars are called the same
+    whole = files(Path("tars"))
+    with pytest.raises(ValueError, match="holds 000000.tar, which is none of this dataset's"):
+        webdataset.write(Path("other"), Path("tars"))
+    assert files(Path("tars")) == whole
     assert webdataset.write(Path("set"), Path("tars")) == 3
+    Path("tars/000002.tar").write_text("no tar")
+    with pytest.raises(ValueError, match="holds 000002.tar, which is none of this dataset's"):
+        webdataset.write(Path("set"), Path("tars"))
 
 
 def test_detectors_by_name(run):

@@ -21,10 +21,15 @@ def write(out: Path, to: Path) -> int:
     the tars too, or holds tars of another dataset.
     """
     check_place(out, to)
-    own = {row["file_name"].split("/")[0] for row in folders.read_lines(out / META)}
-    strange = sorted(path.name for path in to.glob("*.tar") if path.stem not in own)
+    own = {
+        (row["file_name"].split("/")[0], row["plan_sha256"])
+        for row in folders.read_lines(out / META)
+    }
+    strange = next((p for p in sorted(to.glob("*.tar")) if (p.stem, _plan_of(p)) not in own), None)
     if strange:
-        raise ValueError(f"{to}: holds {strange[0]}, which is none of this dataset's: name another")
+        raise ValueError(
+            f"{to}: holds {strange.name}, which is none of this dataset's: name another"
+        )
     rows = folders.read_lines(out / META)
     count = 0
     for count, (number, group) in enumerate(  # noqa: B007
@@ -47,6 +52,18 @@ def check_place(out: Path, to: Path) -> None:
     if to.resolve().is_relative_to(out.resolve()):
         raise ValueError(f"{to}: lies inside the image folder, which it must not: name another")
     content.check_writable(to)
+
+
+def _plan_of(path: Path) -> str | None:
+    """The hash of the plan that the first sample of a tar was made by; None where none is said."""
+    try:
+        with tarfile.open(path) as tar:
+            first = next((member for member in tar if member.name.endswith(".json")), None)
+            file = tar.extractfile(first) if first else None
+            row = json.load(file) if file else None
+    except (tarfile.TarError, ValueError):
+        return None
+    return row.get("plan_sha256") if isinstance(row, dict) else None
 
 
 def _members(out: Path, rows: Iterator[dict[str, Any]]) -> Iterator[tuple[str, bytes]]:
