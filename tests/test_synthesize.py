@@ -267,6 +267,8 @@ def test_no_two_of_seed_try_and_place_share_an_image():
     assert found.min() == 0
     with pytest.raises(ValueError, match="seed"):
         asking.seeds(2**22, places, 0)
+    with pytest.raises(ValueError, match="n=4,294,967,297: give at most 4,294,967,296"):
+        asking.seeds(0, np.array([2**32]), 0)
 
 
 def remove(path):
@@ -609,6 +611,17 @@ def test_balance():
     for text in ("a", "a=0", "a=1,a=2", "a=x"):
         with pytest.raises(ValueError, match="LABEL=PARTS"):
             asking.parse_balance(text)
+
+
+def test_a_label_with_a_comma_is_asked_for_in_a_list():
+    words = SimpleNamespace(labels=("bird, small", "cat", "a=b"), card={"without": []})
+    for labels, balance in (
+        (["bird, small", "a=b"], None),
+        ("all", {"bird, small": 2, "a=b": 1}),
+        (["a=b", "bird, small"], {"bird, small": 2, "a=b": 1}),
+    ):
+        asked = commands._asked(words, [], labels, balance, [], None)
+        assert set(asked.conditions) == {0, 2}
 
 
 def test_a_balance_is_met_by_drawing_more(student):

@@ -43,6 +43,8 @@ def seeds(seed: int, places: np.ndarray, attempt: int) -> np.ndarray:
     """
     if not 0 <= seed < SEEDS or not 0 <= attempt < TRIES:
         raise ValueError(f"--seed {seed}, try {attempt}: give a seed from 0 to {SEEDS - 1:,}")
+    if (places >= PLACES).any():
+        raise ValueError(f"n={places.max() + 1:,}: give at most {PLACES:,}, more would share seeds")
     return places.astype(np.int64) + attempt * PLACES + seed * PLACES * TRIES
 
 
@@ -61,15 +63,19 @@ def spread(weights: Sequence[int]) -> np.ndarray:
 
 
 def of_labels(
-    labels: Sequence[str], gone: Mapping[int, str], asked: str, balance: Mapping[str, int]
+    labels: Sequence[str],
+    gone: Mapping[int, str],
+    asked: str | Sequence[str],
+    balance: Mapping[str, int],
 ) -> Asked:
     """Labels in the proportions of `balance`, one to one without it.
 
-    `asked` is 'all' (of those left) or comma-separated names. `gone` says of a label why it cannot
-    be asked for: it would be drawn as something else, under its name. Raises ValueError on a label
-    that is unknown, gone or given twice, and on a balance of others.
+    `asked` is 'all' (of those left), comma-separated names, or a list of names. `gone` says
+    of a label why it cannot be asked for: it would be drawn as something else, under its name.
+    Raises ValueError on a label that is unknown, gone or given twice, and on a balance of others.
     """
-    names = list(balance) if asked == "all" and balance else asked.split(",")
+    said = asked.split(",") if isinstance(asked, str) else list(asked)
+    names = list(balance) if asked == "all" and balance else said
     if asked == "all" and not balance:
         names = [name for i, name in enumerate(labels) if i not in gone]
     for name in (*names, *balance):
@@ -103,10 +109,17 @@ def of_prompts(prompts: Sequence[str], forgotten: Sequence[str]) -> Asked:
     )
 
 
-def parse_balance(text: str | None) -> dict[str, int]:
-    """`cat=2,dog=1` as parts; empty without text. Raises ValueError unless whole numbers >= 1."""
+def parse_balance(said: str | Mapping[str, int] | None) -> dict[str, int]:
+    """`cat=2,dog=1`, or the same as a mapping, as parts; empty where nothing is said.
+
+    Raises ValueError unless they are whole numbers >= 1.
+    """
+    if isinstance(said, Mapping):
+        pieces = [f"{name}={number}" for name, number in said.items()]
+    else:
+        pieces = said.split(",") if said else []
     parts: dict[str, int] = {}
-    for piece in text.split(",") if text else ():
+    for piece in pieces:
         name, _, number = piece.rpartition("=")
         if not name or not number.isdecimal() or int(number) < 1 or name in parts:
             raise ValueError(f"balance {piece!r}: give LABEL=PARTS once each, PARTS a whole number")

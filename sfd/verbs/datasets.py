@@ -94,7 +94,7 @@ def synthesize_run(
             # to so many digits, machines agree on it
             "radius": float(f"{near.radius:.4g}"),
         }
-    asked = _asked(student, gone, _words(labels), _parts(balance), prompts, prompt_list)
+    asked = _asked(student, gone, labels, balance, prompts, prompt_list)
     if usefulness:  # found before the drawing, not after
         names = list(dict.fromkeys(f["label"] for f in asked.fields if "label" in f))
         _real_images(student, names, *usefulness)
@@ -106,18 +106,6 @@ def synthesize_run(
         progress = options.get("progress")
         report = add_usefulness(out, report, student, *usefulness, device=device, progress=progress)
     return student, report
-
-
-def _words(labels: str | Sequence[str]) -> str:
-    """Labels as the command line has them."""
-    return labels if isinstance(labels, str) else ",".join(labels)
-
-
-def _parts(balance: str | Mapping[str, int] | None) -> str | None:
-    """A balance as the command line has it."""
-    if isinstance(balance, Mapping):
-        return ",".join(f"{name}={parts}" for name, parts in balance.items())
-    return balance
 
 
 def parse_shard(text: str) -> tuple[int, int]:
@@ -151,8 +139,8 @@ def _judges(suite: suites.AnySuite | None, gone: Sequence[AnyConcept]) -> list[s
 def _asked(
     student: Student,
     gone: Sequence[AnyConcept],
-    labels: str,
-    balance: str | None,
+    labels: str | Sequence[str],
+    balance: str | Mapping[str, int] | None,
     prompts: Sequence[str],
     prompt_list: str | None,
 ) -> Asked:
