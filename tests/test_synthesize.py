@@ -489,10 +489,26 @@ def test_one_of_several_detectors_is_enough(student):
 
 
 def test_where_nothing_is_clean_it_stops_in_one_line(student):
-    with pytest.raises(ValueError, match="not one image of a folder was clean") as error:
-        make(student, "set", lambda p: [1.0] * len(p), tries=3, workers=1)
-    assert "judge: bad" in str(error.value)
+    for _ in range(3):  # the same words end alike
+        with pytest.raises(ValueError, match="not one image of a folder was clean") as error:
+            make(student, "set", lambda p: [1.0] * len(p), tries=3, workers=1)
+        assert "judge: bad" in str(error.value)
     assert len(rows(Path("set-quarantine/000000.jsonl"))) == 30
+    assert not Path("set/000001").exists()
+
+
+@pytest.mark.parametrize("empty", [1, 2])
+def test_a_folder_of_empty_places_beside_others_is_no_end(student, empty):
+    """Of ten places and of one."""
+    calls = []
+
+    def look(pictures):  # three batches of each folder of ten
+        calls.append(len(pictures))
+        return [float((len(calls) - 1) // 3 == empty)] * len(pictures)
+
+    report = make(student, "set", look, n=21, tries=1, workers=1)
+    assert report["unmet"] == {1: 10, 2: 1}[empty]
+    assert make(student, "set", look, n=21, tries=1) == report
 
 
 def test_places_that_stay_empty_are_said(student):

@@ -121,9 +121,10 @@ def draw(
     another screens; what a folder holds depends on its number alone, but for what `stamp` signs
     into the bytes of an image (in several threads at once). Every row names the student and the
     plan by their hashes, `sha256` and `plan`. `progress` hears of places tried for the first time.
-    Raises ValueError where nothing in a folder is clean, OSError on a full disk; what is there
-    stays.
+    Raises ValueError where folders are there and no image in any is clean, OSError on a full disk;
+    what is there stays.
     """
+    _check_any_clean(layout)
     mine = [i for i in layout.missing() if i % shard[1] == shard[0]]
     stop = Event()
 
@@ -133,6 +134,7 @@ def draw(
             tries=tries, batch=batch, stop=stop, progress=progress,
         )  # fmt: skip
         _fill(layout, number, tried, sha256, plan, keep_refused, stamp)
+        _check_any_clean(layout)
 
     with devices.pool(workers) as pool:
         futures = [pool.submit(fill, number) for number in mine]
@@ -246,8 +248,6 @@ def _fill(
                 raise
     finally:
         shutil.rmtree(growing, ignore_errors=True)
-    if not kept:
-        raise ValueError(_nothing_clean(layout, refused))
 
 
 def _png(
@@ -257,12 +257,21 @@ def _png(
     return stamp(marked) if stamp else marked
 
 
-def _nothing_clean(layout: Layout, refused: Sequence[Row]) -> str:
-    last = f" ({refused[-1]['reasons'][0]})" if refused else ""
-    return (
-        f"not one image of a folder was clean{last}; see {layout.quarantine}, and start over in"
-        " another folder with another detector or student"
-    )
+def _check_any_clean(layout: Layout) -> None:
+    """Raises ValueError where folders are there and none of them holds an image.
+
+    It looks at what is there alone, so that the same command ends alike when it is given again. A
+    folder without an image beside others with some is one of places that stayed empty.
+    """
+    there = [layout.folder(i) for i in layout.numbers if layout.folder(i).is_dir()]
+    if there and not layout.finished and not any(any(f.glob("*.png")) for f in there):
+        listed = layout.refused(int(there[0].name))
+        row = next(read_lines(listed), None) if listed.is_file() else None
+        why = f" ({row['reasons'][0]})" if row else ""
+        raise ValueError(
+            f"{layout.out}: not one image of a folder was clean{why}; see {layout.quarantine}, and"
+            " start over in another folder with another detector or student, or more tries"
+        )
 
 
 def _row(one: _Tried, sha256: str, plan: str) -> Row:
@@ -297,8 +306,6 @@ def merge(layout: Layout, *, plan: str, tries: int) -> bool:
         return False
     if not layout.finished:
         try:
-            if not any(_rows_of_folders(layout)):
-                raise ValueError(_nothing_clean(layout, []))
             for number in layout.numbers:
                 _check_origin(layout, number, plan)
             _check_refused(layout, _rows_of_folders(layout), _refused_rows(layout), tries)
