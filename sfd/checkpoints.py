@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import torch
 from pydantic import ConfigDict, Field, model_validator
@@ -115,6 +115,16 @@ class _Card(Strict):
     without: list[Index]
     sigma_range: Annotated[list[Positive], Field(min_length=2, max_length=2)]
     sigma_init: Positive
+
+    @model_validator(mode="after")
+    def _labels_are_names(self) -> Self:
+        for label in self.labels:
+            if not label.isprintable() or label.strip() in ("", ".", ".."):
+                raise ValueError(f"its label {label!r} is no name")
+        twice = next((each for each in self.labels if self.labels.count(each) > 1), None)
+        if twice is not None:
+            raise ValueError(f"two of its labels are called {twice!r}")
+        return self
 
 
 class _Ref(TeacherRef):

@@ -21,6 +21,15 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 SHEET = "sheet.png"
 """What `sfd sample` leaves beside the images; it is none of them."""
 
+UNREADABLE = (
+    UnidentifiedImageError,
+    Image.DecompressionBombError,
+    OSError,
+    SyntaxError,  # a broken PNG
+    struct.error,  # broken EXIF data
+)
+"""What Pillow raises of a file that is no picture, or of one that is damaged or too large."""
+
 
 def read_labelled(source: str) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Labelled images: uint8 `[N, H, W, C]`, int64 labels `[N]`, and a name for each label.
@@ -260,7 +269,7 @@ def shape_of(path: Path) -> tuple[int, int, int] | None:
             sideways = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
             height, width = image.size if sideways else image.size[::-1]
             return height, width, 1 if image.mode in ("L", "LA", "1") else 3
-    except (UnidentifiedImageError, OSError, ValueError):
+    except (*UNREADABLE, ValueError):
         return None
 
 
@@ -295,7 +304,7 @@ def read_image(path: Path) -> np.ndarray:
             upright = ImageOps.exif_transpose(image)
             grey = mode in ("L", "LA", "1")
             array = np.asarray(upright.convert("L" if grey else "RGB"))
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:  # the last of a broken PNG
+    except UNREADABLE as error:
         raise ValueError(f"{path}: not a readable image: {error}") from None
     return array[..., None] if array.ndim == 2 else array
 

@@ -371,6 +371,11 @@ def test_weights_that_are_missing_truncated_or_of_another_shape(tmp_path):
     checkpoints.write_tensors(Path("shape.safetensors"), other, meta)
     refused(sfd("run", "smoke", "teacher={file: shape.safetensors}"), 2, key, "has shape")
     refused(sfd("audit", "cut.safetensors", "--suite", "mixture"), 2, "truncated")
+    card = json.loads(meta["sfd"])
+    for labels, says in ((["..", "a"], "its label '..' is no name"), (["a", "a"], "called 'a'")):
+        said = {"sfd": json.dumps(card | {"labels": labels})}
+        checkpoints.write_tensors(Path("named.safetensors"), tensors, said)
+        refused(sfd("run", "smoke", "teacher={file: named.safetensors}"), 2, says)
 
 
 def test_data_that_cannot_train():
@@ -385,6 +390,8 @@ def test_data_that_cannot_train():
     np.savez("fewer.npz", images=small[:12], labels=np.arange(12) % 4)
     done = sfd("reference", "fewer.npz", "out.npz", "--features", "pixels")
     refused(done, 2, "too few images")
+    own = ("reference", "few.npz", "out.npz", "--features", "pixels", "--floor", "few.npz")
+    refused(sfd(*own), 2, "few.npz: 20 of its 20 images are among those of few.npz")
     refused(sfd("pretrain", recipe, "data=few.npz"), 2, "4 x 4")
 
 

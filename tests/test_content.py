@@ -579,3 +579,12 @@ def test_the_recipes_hash_is_of_what_shapes_the_weights():
 def test_a_recipe_of_the_other_verb():
     assert "`sfd pretrain`" in refused(configs.load, "digits-teacher")
     assert "`sfd run`" in refused(configs.load_teacher, "smoke")
+
+
+def test_a_picture_that_is_too_large_is_not_readable():
+    head = struct.pack("<2sIHHI", b"BM", 54, 0, 0, 54)
+    form = struct.pack("<IiiHHIIiiII", 40, 60_000, 60_000, 1, 24, *[0] * 6)
+    Path("bomb.bmp").write_bytes(head + form)
+    assert images.shape_of(Path("bomb.bmp")) is None
+    with pytest.raises(ValueError, match=r"bomb.bmp: not a readable image"):
+        images.read_image(Path("bomb.bmp"))

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sfd import content, features, images
+from sfd import calibrate, content, features, images
 from sfd.eval import suites
 
 
@@ -33,6 +33,7 @@ def write_reference(
     other = None
     if floor is not None:
         more, more_labels, _ = _read(floor, names)
+        calibrate.check_unseen(more, pictures, floor, f"those of {data}")
         other = (extract(more), more_labels)
     packed = suites.reference_bytes(
         extract(pictures),

@@ -17,14 +17,16 @@ def sample_labels(student: Student, labels: str, out: Path, *, n: int, seed: int
     for name in asked:
         if name not in names:
             raise ValueError(f"no label {name!r}{content.did_you_mean(name, names)}")
+    folders = {name.replace("/", "_"): name for name in asked}
+    if len(folders) < len(set(asked)):
+        raise ValueError(f"two of {', '.join(asked)} would share a folder: ask for one at a time")
     _check_empty(out)
     drawn = []
-    for name in asked:
+    for folder, name in folders.items():
         seeds = np.arange(seed, seed + n)
         pictures = student.sample([names.index(name)] * n, seeds)
         for number, picture in zip(seeds, pictures, strict=True):
-            folder = out / name.replace("/", "_")
-            content.write_atomic(folder / f"{number:08d}.png", images.png_bytes(picture))
+            content.write_atomic(out / folder / f"{number:08d}.png", images.png_bytes(picture))
         drawn.append(pictures[:16])
     _write_sheet(drawn, out, n)
     return len(asked) * n
