@@ -4,11 +4,12 @@ import csv
 import gzip
 import io
 import json
+import os
 import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,12 @@ from PIL.PngImagePlugin import PngInfo
 from sfd import content
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+OTHERS = (".avif", ".dng", ".heic", ".heif", ".jxl")
+"""Pictures too, whether or not the installed Pillow has a name for them."""
 SHEET = "sheet.png"
 """What `sfd sample` leaves beside the images; it is none of them."""
+TABLES = ("metadata.jsonl", "metadata.csv")
+"""Say of the images of a folder what they are, by `file_name`."""
 
 UNREADABLE = (
     UnidentifiedImageError,
@@ -208,6 +213,46 @@ def read_pictures(folder: Path) -> list[np.ndarray]:
     return [read_image(path) for path in paths]
 
 
+def read_below(folder: Path) -> list[np.ndarray]:
+    """Every image below a folder, and whatever else its table names, uint8 `[H, W, C]`, any shapes.
+
+    Raises ValueError where there is no image, one cannot be read, or one is of a kind that is not:
+    none is left out in silence.
+    """
+    tables = [p for p in (folder / name for name in TABLES) if p.is_file()]
+    known = {
+        _named(folder, row, ("file_name",), f"{table}, row {n}")[0]
+        for table in tables
+        for n, row in _read_table(table)
+    }
+    paths = sorted({*_pictures_below(folder, known), *known})
+    if not paths:
+        raise ValueError(f"{folder}: no images in it ({', '.join(SUFFIXES)})")
+    return [read_image(path) for path in paths]
+
+
+def _pictures_below(folder: Path, known: Container[Path]) -> list[Path]:
+    """Every file below a folder that is a picture by its name, linked folders' too, sorted.
+
+    Raises ValueError on one of a kind that is not read, unless it is `known`.
+    """
+    kinds = {*SUFFIXES, *OTHERS, *Image.registered_extensions()}
+    found: list[Path] = []
+    seen: set[str] = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:  # a link leads back
+            folders.clear()
+            continue
+        seen.add(real)
+        found += [Path(place, name) for name in names]
+    found = sorted(path for path in found if path.suffix.lower() in kinds)
+    if other := [p for p in found if p.suffix.lower() not in SUFFIXES and p not in known]:
+        raise ValueError(f"{folder}: {len(other)} images are of kinds that are not read, first"
+                         f" {other[0]}: save them as one of {', '.join(SUFFIXES)}")  # fmt: skip
+    return found
+
+
 def list_conditions(folder: Path, keys: Sequence[str]) -> list[tuple[Path, str | int]]:
     """Every image of a folder with the condition it was drawn under.
 
@@ -216,7 +261,7 @@ def list_conditions(folder: Path, keys: Sequence[str]) -> list[tuple[Path, str |
     without either, and on an image whose condition nothing names: none is left out in silence.
     """
     listed: list[tuple[Path, str | int]]
-    tables = [p for p in (folder / "metadata.jsonl", folder / "metadata.csv") if p.is_file()]
+    tables = [p for p in (folder / name for name in TABLES) if p.is_file()]
     if tables:
         rows = _read_table(tables[0])
         listed = [_named(folder, row, keys, f"{tables[0]}, row {n}") for n, row in rows]
@@ -226,12 +271,7 @@ def list_conditions(folder: Path, keys: Sequence[str]) -> list[tuple[Path, str |
         listed = [(path, place.name) for place in places for path in list_images(place)]
         where = "in a folder named as its condition"
     known = {path for path, _ in listed}
-    kinds = {*SUFFIXES, *Image.registered_extensions()}
-    found = [p for p in sorted(folder.rglob("*")) if p.suffix.lower() in kinds]
-    if other := [p for p in found if p.suffix.lower() not in SUFFIXES and p not in known]:
-        raise ValueError(f"{folder}: {len(other)} images are of kinds that are not read, first"
-                         f" {other[0]}: save them as one of {', '.join(SUFFIXES)}")  # fmt: skip
-    strange = [p for p in found if p not in known and p != folder / SHEET]
+    strange = [p for p in _pictures_below(folder, known) if p not in known and p != folder / SHEET]
     if strange:
         raise ValueError(f"{folder}: {len(strange)} images are not {where}, first {strange[0]}")
     if not listed:

@@ -531,17 +531,44 @@ def test_a_neighbour_of_a_private_image_is_refused(student):
     kept = images.read_labelled("set")[0]
     for s in secret[:2]:
         assert not (kept == s).all((1, 2, 3)).any()
-    assert "42 private images" in Path("set/README.md").read_text()
+    assert "42 different private images" in Path("set/README.md").read_text()
 
 
 # --- who screens ---------------------------------------------------------------------------------
 
 
 def test_private_images_are_all_protected_or_refused():
-    for name in ("top.png", "inner/deep.png"):
-        content.write_atomic(Path("own", name), images.png_bytes(np.zeros((4, 4, 1), np.uint8)))
-    with pytest.raises(ValueError, match="and in inner/: give one of both"):
-        commands._pictures("own")
+    names = ("top.png", "inner/deep.png", "inner/more/deepest.PNG", ".hidden/x.png", "away/y.png")
+    for i, name in enumerate(names):
+        content.write_atomic(Path("own", name), images.png_bytes(np.full((4, 4, 1), i, np.uint8)))
+    shutil.move("own/away", "elsewhere")
+    Path("own/linked").symlink_to(Path("elsewhere").resolve())
+    Path("own/inner/back").symlink_to(Path("own").resolve())
+    found = commands._pictures("own")
+    assert sorted(int(image.max()) for image in found) == [0, 1, 2, 3, 4]
+    Path("own/metadata.jsonl").write_text('{"file_name": "top.png", "label": "a"}\n')
+    assert len(commands._pictures("own")) == 5, "a table leaves none of the others out"
+    for name in ("scan.tif", "inner/more/moving.gif", "inner/phone.HEIC"):
+        Path("own", name).write_bytes(b"")
+        with pytest.raises(ValueError, match=f"kinds that are not read, first own/{name}: save"):
+            commands._pictures("own")
+        Path("own", name).unlink()
+
+
+def test_copies_of_private_images_do_not_shrink_the_radius():
+    rng = np.random.default_rng(0)
+    secret = [rng.integers(0, 255, (4, 4, 1)).astype(np.uint8) for _ in range(40)]
+    alone = screening.private_set(secret, features.pixels, 0.05)
+    twice = screening.private_set([*secret, *secret[:9]], features.pixels, 0.05)
+    assert twice.radius == alone.radius > 0
+    assert len(twice.reference) == 40
+
+    def blind(pictures):
+        return np.minimum(features.pixels(pictures), 0.0)
+
+    with pytest.raises(ValueError, match="the radius is 0 and nothing but copies") as error:
+        screening.private_set(secret, blind, 0.05)
+    assert "\n" not in str(error.value)
 
 
 def test_tars_of_another_dataset_are_not_mixed_with(student):

@@ -135,8 +135,8 @@ def _private(report: Mapping[str, Any]) -> str:
         [
             "## Private images",
             "",
-            f"Refused: whatever lies nearer to one of {private['images']:,} private images than"
-            f" {_percent(private['quantile'])} of these lie to each other (features"
+            f"Refused: whatever lies nearer to one of {private['images']:,} different private"
+            f" images than {_percent(private['quantile'])} of these lie to each other (features"
             f" `{private['features']}`, radius {private['radius']:.4g}). {near:,} of"
             f" {report['drawn']:,} images drawn did ({_percent(near / report['drawn'])}); a"
             f" generator that had never seen them would lose about {_percent(private['quantile'])}."

@@ -120,15 +120,24 @@ def screen(
 def private_set(images: Sequence[np.ndarray], extract: Extractor, quantile: float) -> Private:
     """Refuse what lies nearer to a private image than `quantile` of them lie to each other.
 
-    `images` are uint8 `[H, W, C]` of any shapes, at least two. A generator that had never seen them
-    would lose about that share; the rest is memory. The filter is that of Privacy Distillation
-    (arXiv 2306.01322) with a distance in place of a trained matcher. Raises ValueError as
-    `metrics.nn_radius`.
+    `images` are uint8 `[H, W, C]` of any shapes, at least two that differ: of exact copies one
+    counts, as a set that holds many lies no nearer to what is drawn. A generator that had never
+    seen them would lose about that share; the rest is memory. The filter is that of Privacy
+    Distillation (arXiv 2306.01322) with a distance in place of a trained matcher. Raises ValueError
+    as `metrics.nn_radius`, and where the radius is 0, which only exact copies would be within.
     """
+    images = list({(image.shape, image.tobytes()): image for image in images}.values())
     one_shape = len({image.shape for image in images}) == 1
     batches = [np.stack(images)] if one_shape else [image[None] for image in images]
     reference = np.concatenate([extract(batch) for batch in batches])
-    return Private(extract, reference, metrics.nn_radius(reference, quantile))
+    radius = metrics.nn_radius(reference, quantile)
+    if radius == 0:
+        raise ValueError(
+            f"{quantile:.3g} of the private images or more are the same in these features: the"
+            " radius is 0 and nothing but copies would be refused; give a larger --private-quantile"
+            " or other --private-features"
+        )
+    return Private(extract, reference, radius)
 
 
 def detectors_of(

@@ -87,7 +87,7 @@ def synthesize_run(
         quantile = 0.05 if private_quantile is None else private_quantile
         near = screening.private_set(pictures, features.load(name, device), quantile)
         about = {
-            "images": len(pictures),
+            "images": len(near.reference),
             "sha256": content.sha256(b"".join(picture.tobytes() for picture in pictures)),
             "features": name,
             "quantile": quantile,
@@ -161,15 +161,10 @@ def _asked(
 
 
 def _pictures(source: str) -> list[np.ndarray]:
-    """Images of a plain folder, or of labelled data without its labels."""
+    """All images below a folder, or labelled data of another form without its labels."""
     path = Path(source).expanduser()
-    if path.is_dir() and images.list_images(path):
-        inner = next((p for p in path.iterdir() if p.is_dir() and images.list_images(p)), None)
-        if inner:  # what was left out would not be protected
-            raise ValueError(
-                f"{path}: has images of its own and in {inner.name}/: give one of both"
-            )
-        return images.read_pictures(path)
+    if path.is_dir():  # what was left out would not be protected
+        return images.read_below(path)
     return list(images.read_labelled(source)[0])
 
 
