@@ -262,6 +262,8 @@ def _spread_cells(key: str, found: Json) -> dict[str, str]:
     scale = 1000 if key == "KID" else 1
 
     def interval(name: str) -> str:
+        if found[name] is None:
+            return DASH
         low, high = (scale * end for end in found[name])
         # a rate or a distance is never below zero, whatever the normal approximation says
         low = low if difference or key == "KID" else max(low, 0.0)

@@ -241,6 +241,11 @@ def test_seed_spread_by_the_t_table():
     assert metrics.seed_spread([1, 2], level=0.9)["ci90"][1] == pytest.approx(1.5 + 6.314 / 2, 1e-3)
 
 
+def test_equal_estimates_show_no_spread():
+    got = metrics.seed_spread([0.0, 0.0, 0.0])
+    assert (got["mean"], got["sd"], got["ci95"], got["next95"]) == (0.0, 0.0, None, None)
+
+
 def test_seed_spread_covers_the_mean_and_the_next_run():
     rng, n = RNG(1), 4
     runs = rng.normal(3.0, 0.2, (3000, n + 1))

@@ -151,7 +151,8 @@ def seed_spread(estimates: ArrayLike, level: float = 0.95) -> Result:
 
     ci95 (the key follows `level`): Student's interval for the mean over seeds. next95: for what one
     further seed gives, wider by sqrt(n + 1), and never narrower however many seeds there were than
-    the spread between them. Both assume normal estimates. Raises ValueError below 2 seeds, or on
+    the spread between them. Both assume normal estimates, and are None where all are equal: rates
+    of 0 show no spread, which is not that there is none. Raises ValueError below 2 seeds, or on
     NaN. Hahn and Meeker, Statistical Intervals (1991), ch. 4.
     """
     x = np.asarray(estimates, dtype=np.float64)
@@ -161,5 +162,5 @@ def seed_spread(estimates: ArrayLike, level: float = 0.95) -> Result:
     t = float(stdtrit(n - 1, 1 - tail(level)))
     out: Result = {"n": n, "mean": mean, "sd": sd}
     for key, half in (("ci", t * sd / math.sqrt(n)), ("next", t * sd * math.sqrt(1 + 1 / n))):
-        out[f"{key}{100 * level:g}"] = [mean - half, mean + half]
+        out[f"{key}{100 * level:g}"] = [mean - half, mean + half] if sd else None
     return out
