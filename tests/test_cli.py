@@ -95,6 +95,8 @@ def test_the_whole_job_and_again():
         "00000006.png",
         "00000007.png",
     ]
+    again = sfd("train", "smoke", "--json")
+    assert json.loads(again.stdout) == {"folder": str(folder), "audit": None}, again.stderr
     audited = sfd("audit", folder / "student.safetensors", "--suite", "mixture", "--json")
     assert audited.returncode == 0, audited.stderr
     assert json.loads(audited.stdout)["verdict"] == "PASS"
@@ -109,7 +111,7 @@ def test_the_whole_job_and_again():
 
 def test_known_answers_of_the_mixture():
     done = sfd("audit", "--controls", "smoke", "--json")
-    rows = json.loads(done.stdout[done.stdout.index("[\n") :])
+    rows = json.loads(done.stdout)
     assert done.returncode == 0, done.stdout
     assert {row["model"]: row["got"] for row in rows} == {"original": "FAIL", "noise": "FAIL"}
 

@@ -143,7 +143,7 @@ def test_the_command_line_from_end_to_end(run):
     words += ["--webdataset", "tars", "--review", "5", "--json"]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout[done.stdout.index("{\n") :])
+    report = json.loads(done.stdout)
     assert report["kept"] == 24
     assert report["leak"][0]["label"] == "left"
     assert 0 < report["leak"][0]["at_most"] < 30

@@ -12,6 +12,7 @@ from sfd.cli.terminal import (
     conclude,
     progress_bars,
     say,
+    teller,
 )
 
 
@@ -100,7 +101,8 @@ def audit(
     with progress_bars() as progress:
         if controls:
             rows = verbs.run_controls(
-                controls, Path(out) if out else None, device=where, say=say, progress=progress,
+                controls, Path(out) if out else None, device=where, say=teller(as_json),
+                progress=progress,
                 gold=Path(gold) if gold else None,
             )  # fmt: skip
             if as_json:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from sfd.cli.terminal import MAX_SEED, AsJson, Device, progress_bars, say
+from sfd.cli.terminal import MAX_SEED, AsJson, Device, progress_bars, say, teller
 
 NUMBERS = {"n": 1000, "seed": 0}
 
@@ -79,16 +79,19 @@ def synthesize(
             c2pa=c2pa, shard=shard, batch=batch, size=folder, keep_refused=keep_quarantine,
             usefulness=usefulness, device=where, progress=progress, **given,
         )  # fmt: skip
+        tell = teller(as_json)
         if report is None:
-            say(f"{out}: shard {shard} is done, others are not; the last one writes the card")
+            tell(f"{out}: shard {shard} is done, others are not; the last one writes the card")
+            if as_json:
+                say(json.dumps({"folder": str(folder_of), "finished": False}))
             return
         if reviewed:
             report = verbs.add_review(folder_of, report, Path(reviewed))
         if webdataset:
             count = tars.write(folder_of, Path(webdataset).expanduser())
-            say(f"{webdataset}: {count} tar files")
+            tell(f"{webdataset}: {count} tar files")
     if review:
-        say(f"{verbs.write_review(folder_of, report, review)}: fill its column, then --reviewed")
+        tell(f"{verbs.write_review(folder_of, report, review)}: fill its column, then --reviewed")
     if as_json:
         say(json.dumps(report, indent=1))
     else:

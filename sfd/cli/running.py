@@ -1,5 +1,6 @@
 """Commands that train, and what they leave: run, train, pretrain, sample, plan, export."""
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ from sfd.cli.terminal import (
     print_yaml,
     progress_bars,
     say,
+    teller,
 )
 
 
@@ -85,13 +87,17 @@ def _main_job(
     with progress_bars() as progress:
         work = runs.run_job if audited else runs.train_job
         audit = work(
-            job, folder, device=devices.device_of(device), force=force, say=say, progress=progress
-        )
-    if not audited or os.environ.get("RANK", "0") != "0":
+            job, folder, device=devices.device_of(device), force=force, say=teller(as_json),
+            progress=progress,
+        )  # fmt: skip
+    if os.environ.get("RANK", "0") != "0":
         return
-    if audit:
+    if audited and audit:
         conclude(audit, folder, as_json)
-    raise typer.Exit(runs.code_of(audit))
+    elif as_json:
+        say(json.dumps({"folder": str(folder), "audit": None}))
+    if audited:
+        raise typer.Exit(runs.code_of(audit))
 
 
 def pretrain(
@@ -161,8 +167,6 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Bytes that a recipe's training holds by role, before anything is loaded."""
-    import json
-
     from sfd import configs, verbs
 
     if device not in ("cuda", "cpu"):

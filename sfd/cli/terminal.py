@@ -1,6 +1,7 @@
 """What commands share: their options, their words on stdout, their bars on stderr."""
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,11 @@ AsJson = Annotated[bool, typer.Option("--json", help="For a program to read.")]
 def say(text: str) -> None:
     """A result, on stdout."""
     print(text, flush=True)
+
+
+def teller(as_json: bool) -> Callable[[str], None]:
+    """`say`, or the same on stderr where stdout is one JSON document."""
+    return (lambda text: print(text, file=sys.stderr, flush=True)) if as_json else say
 
 
 @contextmanager
