@@ -78,12 +78,14 @@ def _no_notes(options: Mapping[str, Any]) -> tuple[str, ...]:
 class Row:
     """A row of RULES: `build(teacher, concepts, **options) -> Rule` and whom to cite.
 
-    `notes(options)` is what its user should know before a run, a sentence each.
+    `notes(options)` is what its user should know before a run, a sentence each. `twice`: its target
+    asks the teacher twice for each forget row, which takes memory.
     """
 
     build: Callable[..., Rule]
     citation: str
     notes: Callable[[Mapping[str, Any]], tuple[str, ...]] = _no_notes
+    twice: bool = False
 
 
 Target = Callable[[Tensor, Tensor, Batch, Tensor], Tensor]
@@ -327,7 +329,9 @@ def _notes_of_pseudo_label(options: Mapping[str, Any]) -> tuple[str, ...]:
 RULES: dict[str, Row] = {
     "none": Row(none, "Zhou et al., Score identity Distillation, arXiv 2404.04057"),
     "override": Row(override, "Chen et al., Score Forgetting Distillation, arXiv 2409.11219"),
-    "negative": Row(negative, "Gandikota et al., Erasing Concepts (ESD), arXiv 2303.07345"),
+    "negative": Row(
+        negative, "Gandikota et al., Erasing Concepts (ESD), arXiv 2303.07345", twice=True
+    ),
     "anchor": Row(anchor, "Kumari et al., Ablating Concepts, arXiv 2303.13516", _notes_of_anchor),
     "pseudo-label": Row(
         pseudo_label, "Lee, Pseudo-Label, ICML 2013 workshop (WREPL)", _notes_of_pseudo_label

@@ -18,8 +18,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from sfd import checkpoints, forgetting, optimizers, schedules, teachers, train
-from sfd.forgetting import Batch
+from sfd import checkpoints, forgetting, objectives, optimizers, schedules, teachers, train
+from sfd.forgetting import Batch, Rule
 from sfd.objectives import Draw, Phase
 from sfd.optimizers import Optimizer
 from sfd.teachers import Teacher, lora, stable_diffusion
@@ -112,16 +112,19 @@ def memory(
     adapters: Mapping[str, Any] | None,
     checkpointing: bool,
     optimizer_student: str = "adam",
+    twice: float = 0.0,
     fused: bool = False,
 ) -> dict[str, int]:
-    """Bytes by role of a training run on one device, text encoder and VAE left out.
+    """Bytes by role of a training run on one device; text encoder, VAE and a rule's classifier,
+    mask and penalty left out.
 
     `teacher`, `student`, `fake`, `ema` (in LoRA mode what each adds to the shared base),
     `optimizers` (Adam's two moments, Muon's one), `gradients` (of the larger network: only one
     learns at a time), `activations` (whatever else is alive at the worst moment of two whole
-    steps), `kept` (what is remembered of distinct images) and their sum, `total`. `fused` plans for
-    fused attention kernels, as CUDA has them. What an allocator and kernels' workspaces take comes
-    on top.
+    steps), `kept` (what is remembered of distinct images) and their sum, `total`. `twice` is the
+    share of the rows that the target asks the teacher for twice, unguided (`forgetting.Row.twice`),
+    rounded up to whole rows of each part. `fused` plans for fused attention kernels, as CUDA has
+    them. What an allocator and kernels' workspaces take comes on top.
     """
     # adapters are put in on the meta device; FakeTensorMode cannot convert their modules
     with torch.device("meta"):
@@ -150,7 +153,8 @@ def memory(
         with Peak() as peak:
             target = teachers.guided(base, torch.zeros(1, *shape.cond), guidance["target"])
             teacher = _imagined_teacher(shape, target)
-            _two_steps(teacher, phases, networks, steppers, guidance, batch, accumulate)
+            rule = _imagined_rule(teacher, math.ceil(twice * (batch // accumulate)))
+            _two_steps(teacher, rule, phases, networks, steppers, guidance, batch, accumulate)
         shared = {id(p) for p in base.parameters()}
         own = {
             name: _bytes([p for p in net.parameters() if id(p) not in shared])
@@ -206,8 +210,28 @@ def _imagined_teacher(shape: Shape, denoiser: nn.Module) -> Teacher:
     )
 
 
+def _imagined_rule(teacher: Teacher, twice: int) -> Rule:
+    """A rule of `twice` rows like those that `forgetting.negative` forgets; which ones it would
+    read off values, and none are here."""
+    if not twice:
+        return forgetting.none(teacher, [])
+    plain = teachers.unguided(teacher.denoiser)
+
+    def target(x: Tensor, sigma: Tensor, batch: Batch, fake_x0: Tensor) -> Tensor:
+        out, cond = torch.empty_like(x), teacher.encode(batch.target)
+        rows = [*range(twice)] * 2
+        bad, good = plain(x[rows], sigma[rows], cond[rows]).chunk(2)
+        out[:twice] = bad + (good - bad)
+        if twice < len(x):
+            out[twice:] = teacher.denoiser(x[twice:], sigma[twice:], cond[twice:])
+        return out
+
+    return Rule(target=target, reads_fake=False)
+
+
 def _two_steps(
     teacher: Teacher,
+    rule: Rule,
     phases: Sequence[Phase],
     networks: Mapping[str, nn.Module],
     steppers: Mapping[str, Optimizer],
@@ -215,7 +239,8 @@ def _two_steps(
     batch: int,
     accumulate: int,
 ) -> None:
-    """What `train.train` does to the networks, twice: then what optimizers keep is there too."""
+    """What `train.train` does to the networks in a batch in which every phase is due, twice: then
+    what optimizers keep is there too."""
     rows = batch // accumulate
     own = {name: [p for p in net.parameters() if p.requires_grad] for name, net in networks.items()}
     asked = train.views(
@@ -228,10 +253,11 @@ def _two_steps(
         normal=lambda purpose: torch.randn(rows, *teacher.shape),
         uniform=lambda purpose: torch.rand(rows, dtype=torch.float64),
     )
-    rule = forgetting.none(teacher, [])
+    every = batch * math.lcm(*(phase.every for phase in phases))
+    begun = math.ceil(max(phase.after for phase in phases) / every) * every
     for _ in range(2):
         memos: list[dict[str, Tensor]] = [{} for _ in range(accumulate)]
-        for phase in phases:
+        for phase in objectives.due(phases, begun, batch):
             for name, parameters in own.items():
                 for p in parameters:
                     p.requires_grad_(name in phase.learns)
@@ -240,6 +266,6 @@ def _two_steps(
                 losses, _ = train.call(phase, teacher, rule, view, drawn, draw, memo, {})
                 (losses.sum() / batch).backward()
                 del losses
-            for name in phase.learns:
+            for name in phase.learns if phase.steps else ():
                 steppers[name].step(0.0, 0.0)
                 networks[name].zero_grad(set_to_none=True)

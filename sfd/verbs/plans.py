@@ -1,13 +1,17 @@
 """What a training or an audit would take, before it is paid for."""
 
-from sfd import classifiers, concepts, configs, content, jobs, plan
+from sfd import classifiers, concepts, configs, content, forgetting, jobs, plan
 from sfd.eval import planning, suites
 
 
 def plan_run(recipe: configs.Recipe, *, cuda: bool = False) -> dict[str, int]:
-    """Bytes by role that a recipe's training holds; nothing is loaded. See `plan.memory`."""
+    """Bytes by role that a recipe's training holds; nothing is loaded. See `plan.memory`.
+
+    A rule of one's own is planned as one whose target asks the teacher once.
+    """
     shape = plan.shape_of(recipe.teacher.model_dump())
     numbers, guidance = recipe.train, recipe.guidance
+    rule = forgetting.RULES.get(recipe.forgetting.rule)
     ks = [guidance.target, *(guidance.labels or {}).values()]
     return plan.memory(
         shape,
@@ -23,6 +27,7 @@ def plan_run(recipe: configs.Recipe, *, cuda: bool = False) -> dict[str, int]:
         adapters=numbers.lora.model_dump() if numbers.lora else None,
         checkpointing=numbers.checkpointing,
         optimizer_student=numbers.optimizer_student,
+        twice=recipe.forgetting.share if rule and rule.twice else 0.0,
         fused=cuda,
     )
 
