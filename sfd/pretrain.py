@@ -144,14 +144,22 @@ def run(
     _check_fit(denoiser, shape, recipe)
 
     def sheet(average: nn.Module, nimg: int, seconds: float) -> None:
-        columns, seeds = 8, np.arange(8 * len(recipe.labels))
-        z = sample.initial_noise(seeds, shape, device)
-        raw = np.repeat(np.arange(len(recipe.labels)), columns).tolist()
-        cond = one_hot(raw, len(recipe.labels), device, recipe.exclude)
-        x0 = solvers.heun(
-            lambda x, sigma: average(x, sigma, cond), z, steps=18, sigma_min=0.002, sigma_max=80.0
-        )
-        grid = images.sheet(to_uint8(x0), columns, scale=max(1, 48 // shape[1]))
+        columns, classes = 8, len(recipe.labels)
+        shown = np.linspace(0, classes - 1, min(classes, sample.ROWS)).astype(int)
+        raw = np.repeat(shown, columns).tolist()
+
+        def draw(rows: slice) -> np.ndarray:
+            z = sample.initial_noise(np.arange(len(raw))[rows], shape, device)
+            cond = one_hot(raw[rows], classes, device, recipe.exclude)
+            x0 = solvers.heun(
+                lambda x, sigma: average(x, sigma, cond), z, steps=18, sigma_min=0.002,
+                sigma_max=80.0,
+            )  # fmt: skip
+            return to_uint8(x0)
+
+        # no more at once than training holds: it would run out before the state is saved
+        drawn = sample.in_batches(draw, len(raw), numbers.batch)
+        grid = images.sheet(drawn, columns, scale=max(1, 48 // shape[1]))
         content.write_atomic(folder / f"samples/{nimg:09d}.png", images.png_bytes(grid))
 
     steps = range(numbers.sheets, numbers.images + 1, numbers.sheets)

@@ -275,7 +275,7 @@ def run(
     def sheet(average: Any, nimg: int, seconds: float) -> None:
         _save(folder / "preview", recipe, vae, average, tokenizer, {})
         teacher = teachers.load(diffusers=str(folder / "preview"), device=device)
-        generate = sample.teacher_sampler(teacher, steps=13, guidance=2.0)
+        generate = sample.teacher_sampler(teacher, steps=13, guidance=2.0, batch=numbers.batch)
         shown = captions[:64]
         grid = images.sheet(generate(shown, np.arange(len(shown))), 8, 2)
         content.write_atomic(folder / f"samples/{nimg:09d}.png", images.png_bytes(grid))

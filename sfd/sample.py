@@ -12,6 +12,9 @@ from torch import Tensor, nn
 from sfd import content, noise, solvers, teachers
 from sfd.teachers import NotFinite, Raw, Teacher, guided
 
+ROWS = 12
+"""Conditions of a sheet, at most."""
+
 Generate = Callable[[Raw, np.ndarray], np.ndarray]
 """(conditions, seeds `[N]`) -> uint8 images `[N, H, W, C]`; raises `teachers.NotFinite`."""
 
@@ -189,6 +192,7 @@ def load(path: str | Path, device: str = "cpu", batch: int = 250) -> Student:
 
 
 __all__ = [
+    "ROWS",
     "Draw",
     "Generate",
     "Student",

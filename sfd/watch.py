@@ -17,9 +17,6 @@ from sfd.eval.grid import build_grid, factor_of, retained_cells
 from sfd.eval.suites import read_reference
 from sfd.teachers import Raw, Teacher
 
-ROWS = 12
-"""Conditions of a sheet, at most."""
-
 Expected = tuple[tuple[Classifier, int], ...]
 """What judges should call: a column of each."""
 
@@ -103,10 +100,10 @@ def _right(drawn: np.ndarray, expected: Sequence[Expected]) -> np.ndarray:
 
 
 def _shown(teacher: Teacher, concepts: Sequence[AnyConcept], retained: Raw) -> Raw:
-    if teacher.labels:
+    if 0 < len(teacher.labels) <= sample.ROWS:
         return list(range(len(teacher.labels)))
-    gone = [c.forget[0] for c in concepts if isinstance(c, PromptConcept)][:ROWS]
-    some = np.linspace(0, len(retained) - 1, ROWS - len(gone)).astype(int)
+    gone = [c.label if isinstance(c, Concept) else c.forget[0] for c in concepts][: sample.ROWS]
+    some = np.linspace(0, len(retained) - 1, sample.ROWS - len(gone)).astype(int)
     return [*gone, *(retained[i] for i in some)]
 
 

@@ -2,6 +2,7 @@
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from threading import Barrier
 
 import numpy as np
@@ -9,7 +10,18 @@ import pytest
 import torch
 from torch import nn
 
-from sfd import checkpoints, configs, forgetting, jobs, networks, sample, schedules, teachers
+from sfd import (
+    checkpoints,
+    configs,
+    forgetting,
+    images,
+    jobs,
+    networks,
+    pretrain,
+    sample,
+    schedules,
+    teachers,
+)
 from sfd.concepts import Concept
 from sfd.teachers.ddpm import DDPMDenoiser, DiscreteTimes, predicted_x0
 from sfd.teachers.edm import EDMDenoiser
@@ -572,3 +584,38 @@ def test_a_student_that_overflows_says_which_images_are_lost(tmp_path):
 def test_networks_by_name():
     with pytest.raises(ValueError, match="no network called 'unet'"):
         networks.build("unet")
+
+
+# --- sfd pretrain --------------------------------------------------------------------------------
+
+
+def taught(folder: str, classes: int, seen: int, **changes) -> Path:
+    """A tiny teacher of `classes` labels, of which the data have the first `seen`."""
+    pictures = np.random.default_rng(0).integers(0, 256, (40, 4, 4, 1)).astype(np.uint8)
+    np.savez("data.npz", images=pictures, labels=np.arange(40) % seen)
+    unet = {"img_resolution": 4, "img_channels": 1, "label_dim": classes, "model_channels": 8,
+            "channel_mult": [1], "num_blocks": 1, "attn_resolutions": []}  # fmt: skip
+    recipe = {
+        "version": 1, "kind": "teacher", "name": "tiny", "data": "data.npz",
+        "labels": [str(label) for label in range(classes)],
+        "network": {"name": "edm-unet", "options": unet},
+        "train": {"images": 16, "batch": 8, "ema_images": 8, "precision": "fp32"},
+    }  # fmt: skip
+    checked = configs.TeacherRecipe.model_validate(recipe | changes)
+    return pretrain.run(
+        checked, Path(folder), device=CPU, force=False, progress=lambda what, done, total: None
+    )
+
+
+def test_a_sheet_is_drawn_in_batches_however_many_classes(monkeypatch):
+    asked, heun = [], pretrain.solvers.heun
+
+    def counted(denoise, z, **options):
+        asked.append(len(z))
+        return heun(denoise, z, **options)
+
+    monkeypatch.setattr(pretrain.solvers, "heun", counted)
+    taught("out", 40, 40)
+    assert asked == [8] * sample.ROWS, "no more at once than are trained on"
+    sheet = images.read_image(Path("out/samples/000000016.png"))
+    assert sheet.shape[0] == 12 * (sample.ROWS * 5 - 1)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,9 +21,11 @@ from sfd import (
     content,
     jobs,
     runs,
+    sample,
     state,
     teachers,
     verbs,
+    watch,
 )
 from sfd.report.charts import charts
 
@@ -71,6 +74,17 @@ def test_a_run_that_is_there_takes_over_a_new_suite():
     with pytest.raises(ValueError, match="holds a run of another recipe"):
         train("a", "train.images=2560", "audit.n={direct: 4000}")
     assert configs.load("a/recipe.yaml") == stored
+
+
+def test_a_look_at_many_classes_shows_the_forgotten_and_some():
+    job = jobs.prepare("smoke", configs.load("smoke"), CPU)
+    shown = watch._shown(job.teacher, job.concepts, job.retained)
+    assert shown == list(range(len(job.teacher.labels))), "all of a few"
+    many = replace(job.teacher, labels=tuple(map(str, range(200))))
+    gone, kept = [replace(job.concepts[0], label=n) for n in (50, 7)], [*range(100, 200), None]
+    shown = watch._shown(many, gone, kept)
+    assert shown[:3] == [50, 7, 100] and shown[-1] is None
+    assert len({*shown}) == len(shown) == sample.ROWS
 
 
 def test_a_look_with_too_few_images_for_a_fid_has_none():
