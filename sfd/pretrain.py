@@ -128,7 +128,9 @@ def run(
     """
     file, sha = folder / f"{recipe.name}.safetensors", configs.sha256(recipe)
     state.claim(folder, f"{recipe.name}.safetensors", force=force)
-    if file.is_file():
+    finished = file.is_file()
+    state.barrier()  # before the first of the processes writes another
+    if finished:
         _, meta = checkpoints.read_tensors(file)
         if checkpoints.read_card(meta, str(file))["provenance"]["recipe_sha256"] != sha:
             raise ValueError(f"{file}: is of another recipe; give out=FOLDER, or --force")
@@ -204,7 +206,9 @@ def run(
             "images": numbers.images,
         },
     }
-    checkpoints.write_model(file, average, card, half=True)
+    if state.world()[0] == 0:
+        checkpoints.write_model(file, average, card, half=True)
+    state.barrier()  # no process returns a file that is not yet whole
     return file
 
 

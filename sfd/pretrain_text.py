@@ -228,10 +228,14 @@ def run(
 ) -> Path:
     """Train a recipe's pipeline into `folder`; the pipeline's folder. Resumes; done if it is there.
 
-    Raises ValueError on data that do not fit the recipe.
+    Raises ValueError on data that do not fit the recipe, and under several processes, which would
+    each train the whole and write over one another.
     """
     from diffusers.models.attention_processor import AttnProcessor
 
+    if state.world()[1] > 1:
+        raise ValueError(f"{recipe.name}: a pipeline is trained by one process, and this launch has"
+                         f" {state.world()[1]}: run sfd pretrain without a launcher")  # fmt: skip
     out, sha = folder / recipe.name, configs.sha256(recipe)
     state.claim(folder, "vae", "preview", recipe.name, force=force)
     if (out / "sfd.json").is_file():

@@ -92,3 +92,10 @@ def test_words_that_exclude_nothing_or_all(words, says):
     with pytest.raises(ValueError, match=says):
         pretrained("twin", exclude=words)
     assert not list(Path().glob("twin/*.part"))
+
+
+def test_several_processes_would_write_over_one_another(monkeypatch):
+    monkeypatch.setattr(pretrain_text.state, "world", lambda: (1, 2))
+    with pytest.raises(ValueError, match="one process, and this launch has 2"):
+        pretrained("torn")
+    assert not Path("torn").exists()

@@ -1,13 +1,17 @@
 """Adapters against the libraries and identities that they stand for."""
 
 import json
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from torch import nn
 
 from sfd import (
@@ -589,19 +593,22 @@ def test_networks_by_name():
 # --- sfd pretrain --------------------------------------------------------------------------------
 
 
-def taught(folder: str, classes: int, seen: int, **changes) -> Path:
-    """A tiny teacher of `classes` labels, of which the data have the first `seen`."""
+def tiny(classes: int, seen: int) -> dict[str, Any]:
+    """A recipe of a teacher of `classes` labels, of which the data have the first `seen`."""
     pictures = np.random.default_rng(0).integers(0, 256, (40, 4, 4, 1)).astype(np.uint8)
     np.savez("data.npz", images=pictures, labels=np.arange(40) % seen)
     unet = {"img_resolution": 4, "img_channels": 1, "label_dim": classes, "model_channels": 8,
             "channel_mult": [1], "num_blocks": 1, "attn_resolutions": []}  # fmt: skip
-    recipe = {
+    return {
         "version": 1, "kind": "teacher", "name": "tiny", "data": "data.npz",
         "labels": [str(label) for label in range(classes)],
         "network": {"name": "edm-unet", "options": unet},
         "train": {"images": 16, "batch": 8, "ema_images": 8, "precision": "fp32"},
     }  # fmt: skip
-    checked = configs.TeacherRecipe.model_validate(recipe | changes)
+
+
+def taught(folder: str, recipe: dict[str, Any]) -> Path:
+    checked = configs.TeacherRecipe.model_validate(recipe)
     return pretrain.run(
         checked, Path(folder), device=CPU, force=False, progress=lambda what, done, total: None
     )
@@ -615,7 +622,30 @@ def test_a_sheet_is_drawn_in_batches_however_many_classes(monkeypatch):
         return heun(denoise, z, **options)
 
     monkeypatch.setattr(pretrain.solvers, "heun", counted)
-    taught("out", 40, 40)
+    taught("out", tiny(40, 40))
     assert asked == [8] * sample.ROWS, "no more at once than are trained on"
     sheet = images.read_image(Path("out/samples/000000016.png"))
     assert sheet.shape[0] == 12 * (sample.ROWS * 5 - 1)
+
+
+def test_two_processes_teach_one_teacher_that_one_of_them_writes():
+    recipe = tiny(4, 4)
+    Path("tiny.yaml").write_text(yaml.safe_dump(recipe))
+    one, _ = checkpoints.read_tensors(taught("one", recipe))
+    code = (
+        "from sfd import checkpoints, cli, state\n"
+        "write = checkpoints.write_model\n"
+        "def noted(*args, **options):\n"
+        "    write(*args, **options)\n"
+        "    open(f'wrote-{state.world()[0]}', 'w').close()\n"
+        "checkpoints.write_model = noted\n"
+        "cli.app(['pretrain', 'tiny.yaml', 'out=two', '--device', 'cpu'])\n"
+    )
+    Path("noted.py").write_text(code)
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command = [sys.executable, *launch, "noted.py"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=250, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert [path.name for path in Path().glob("wrote-*")] == ["wrote-0"]
+    two, _ = checkpoints.read_tensors(Path("two/tiny.safetensors"))
+    assert all(torch.allclose(two[key], one[key], atol=1e-3) for key in one)
