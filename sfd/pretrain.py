@@ -144,6 +144,7 @@ def run(
     teachers.set_precision(denoiser, numbers.precision)
     shape = (data.shape[3], data.shape[1], data.shape[2])
     _check_fit(denoiser, shape, recipe)
+    _check_labels(labels, recipe)
 
     def sheet(average: nn.Module, nimg: int, seconds: float) -> None:
         columns, classes = 8, len(recipe.labels)
@@ -228,6 +229,15 @@ def _check_fit(denoiser: nn.Module, shape: tuple[int, int, int], recipe: Teacher
     except RuntimeError as error:
         first = str(error).splitlines()[0]
         raise ValueError(f"{recipe.name}: the network does not fit the data: {first}") from None
+
+
+def _check_labels(labels: np.ndarray, recipe: TeacherRecipe) -> None:
+    """Raises ValueError on a class that nothing would teach, and that the card would yet name."""
+    there = {*labels.tolist(), *recipe.exclude}
+    missing = next((name for i, name in enumerate(recipe.labels) if i not in there), None)
+    if missing is not None:
+        raise ValueError(f"labels: no image of {missing!r} in the data: exclude it, or add images"
+                         " of it")  # fmt: skip
 
 
 def data_order(size: int, numbers: np.ndarray, seed: int) -> np.ndarray:

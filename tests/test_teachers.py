@@ -649,3 +649,13 @@ def test_two_processes_teach_one_teacher_that_one_of_them_writes():
     assert [path.name for path in Path().glob("wrote-*")] == ["wrote-0"]
     two, _ = checkpoints.read_tensors(Path("two/tiny.safetensors"))
     assert all(torch.allclose(two[key], one[key], atol=1e-3) for key in one)
+
+
+def test_a_class_without_images_cannot_be_taught():
+    with pytest.raises(
+        ValueError, match="labels: no image of '4' in the data: exclude it"
+    ) as error:
+        taught("out", tiny(6, 4))
+    one_line(error)
+    meta = checkpoints.read_meta(taught("out", tiny(6, 4) | {"exclude": [4, 5]}))
+    assert checkpoints.read_card(meta, "it")["without"] == [4, 5]
