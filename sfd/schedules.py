@@ -67,8 +67,15 @@ def karras(
 ) -> Sampler:
     """sigma(1 - t) of the Karras schedule with t ~ U[0, t_max], from u ~ U(0, 1).
 
-    The default covers [0.002, 24.4]. SiD, arXiv 2404.04057, section 4.
+    The default covers [0.002, 24.4]. SiD, arXiv 2404.04057, section 4. Raises ValueError on times
+    beyond the schedule's, or a range upside down.
     """
+    if t_max > 1:
+        raise ValueError(f"karras: t_max={t_max:g}: the schedule ends at 1, give at most that")
+    if sigma_min >= sigma_max:
+        raise ValueError(
+            f"karras: sigma_min={sigma_min:g} is not below sigma_max={sigma_max:g}: lower it"
+        )
 
     def sample(u: Tensor) -> Tensor:
         return karras_sigma(1 - t_max * u.double(), sigma_min, sigma_max, rho).float()
@@ -77,7 +84,14 @@ def karras(
 
 
 def log_uniform(*, sigma_min: PositiveFloat = 0.02, sigma_max: PositiveFloat = 25.0) -> Sampler:
-    """ln sigma uniform over a range, from u ~ U(0, 1)."""
+    """ln sigma uniform over a range, from u ~ U(0, 1); over one level where both ends are it.
+
+    Raises ValueError on a range upside down.
+    """
+    if sigma_min > sigma_max:
+        raise ValueError(
+            f"log-uniform: sigma_min={sigma_min:g} is above sigma_max={sigma_max:g}: lower it"
+        )
     low, high = math.log(sigma_min), math.log(sigma_max)
 
     def sample(u: Tensor) -> Tensor:

@@ -186,6 +186,7 @@ def refused_here(*words):
         ),
         (["objective.sigma_student={name: log-normal, meen: 1}"], "did you mean 'mean'?"),
         (["objective.sigma_student={name: log-uniform, sigma_min: 0}"], "greater than 0"),
+        (["objective.sigma_student={name: karras, sigma_min: 9, sigma_max: 1}"], "lower it"),
         (["objective.sigma_range=x"], "unknown key 'sigma_range'"),
         (["objective.sigma_init=0"], "unknown key 'sigma_init'"),
         (["forgetting.rule=negative", "forgetting.options.k=x"], "k: is x, should be a valid"),
@@ -312,6 +313,7 @@ def test_what_is_validated_may_be_a_name_or_a_folder():
     ("words", "says"),
     [
         (["train.sigma={name: foo}"], "no noise levels called 'foo'"),
+        (["train.sigma={name: karras, t_max: 2}"], "t_max=2: the schedule ends at 1"),
         (["train.sigma={name: log-normal, std: x}"], "std: is x, should be a valid number"),
         (["exclude=[0,1,2,3,4,5,6,7,8,9]"], "exclude: leaves no label"),
         (["out=x", "--out", "y"], "out: x and y are both given"),

@@ -101,6 +101,21 @@ def test_sampler_ranges(name, options, low, high):
     assert ends.max().item() == pytest.approx(high, rel=2e-3)
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "says"),
+    [
+        ("karras", {"t_max": 1.5}, "t_max=1.5: the schedule ends at 1"),
+        ("karras", {"sigma_min": 5.0, "sigma_max": 1.0}, "sigma_min=5 is not below sigma_max=1"),
+        ("karras", {"sigma_min": 1.0, "sigma_max": 1.0}, "sigma_min=1 is not below sigma_max=1"),
+        ("log-uniform", {"sigma_min": 30.0}, "sigma_min=30 is above sigma_max=25"),
+    ],
+)
+def test_ranges_that_are_none(name, options, says):
+    with pytest.raises(ValueError, match=says) as error:
+        schedules.sampler(name, **options)
+    assert "\n" not in str(error.value)
+
+
 def test_log_normal_distribution():
     sigma = schedules.sampler("log-normal")(U)
     assert sigma.dtype == torch.float32
