@@ -61,13 +61,12 @@ def stable_diffusion_shape(folder: Path, t_init: int | None) -> Shape:
     spec = stable_diffusion.read_spec(folder)
     text = checkpoints.read_json(folder / "text_encoder" / "config.json")
     config = spec["config"]
-    side, width = config["sample_size"], config["cross_attention_dim"]
     sigmas = schedules.vp_sigmas(stable_diffusion.betas_of(spec["betas"]))
     if t_init is not None and not (type(t_init) is int and 0 <= t_init < len(sigmas)):
         raise ValueError(f"t_init={t_init} is outside the chain's 0 to {len(sigmas) - 1}")
     sigma_init = float(sigmas[t_init]) if t_init is not None else 2.5
-    x = (config["in_channels"], side, side)
-    cond = (text["max_position_embeddings"], width)
+    x = stable_diffusion.shape_of(config)
+    cond = (text["max_position_embeddings"], config["cross_attention_dim"])
     return Shape(spec, x, cond, sigma_init, (float(sigmas[0]), float(sigmas[-1])))
 
 

@@ -314,6 +314,18 @@ def test_a_plan_is_what_a_step_holds(place, tmp_path, mode):
     assert planned["total"] == sum(v for k, v in planned.items() if k != "total")
 
 
+def test_a_pipeline_of_oblong_latents_is_planned_and_loaded(place, tmp_path):
+    pipe = pipelines.write(tmp_path / "oblong")
+    config = checkpoints.read_json(pipe / "unet" / "config.json")
+    content.write_json(pipe / "unet" / "config.json", config | {"sample_size": [8, 16]})
+    asked, file = (f"teacher.diffusers={pipe}", "train.images=4"), str(place / "recipe.yaml")
+    oblong, square = (verbs.plan_run(configs.load(file, words)) for words in (asked, ()))
+    assert oblong["activations"] > 1.5 * square["activations"]
+    train(place, "oblong", *asked)
+    student = sample.load(place / "oblong")
+    assert student.sample(["a red hat"], np.array([0])).shape == (1, 16, 32, 3)
+
+
 @pytest.mark.parametrize(
     ("name", "size", "pairs"),
     [("digits-pairs", 16 * 16, 4000), ("fashion-text-forget-sneaker", 8 * 8 * 4, 6000)],

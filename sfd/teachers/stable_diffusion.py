@@ -237,20 +237,26 @@ def load(
         t_init = int((sigmas.log() - np.log(2.5)).abs().argmin())
     if not 0 <= t_init < len(sigmas):
         raise ValueError(f"t_init={t_init} is outside the chain's 0 to {len(sigmas) - 1}")
-    size = denoiser.model.config.sample_size
     return Teacher(
         name=name or folder.name,
         denoiser=denoiser,
         encode=interface.encode,
         decode=interface.decode,
         make_student=partial(copy.deepcopy, denoiser),
-        shape=(denoiser.model.config.in_channels, size, size),
+        shape=shape_of(denoiser.model.config),
         labels=(),
         spec=spec,
         sha256=folder_sha256(folder),
         sigma_range=(float(sigmas[0]), float(sigmas[-1])),
         sigma_init=float(sigmas[t_init]),
     )
+
+
+def shape_of(config: Mapping[str, Any]) -> tuple[int, int, int]:
+    """(C, h, w) of the latents that a UNet is configured for: `sample_size` is one side or both."""
+    side = config["sample_size"]
+    height, width = (side, side) if isinstance(side, int) else side
+    return config["in_channels"], height, width
 
 
 def read_spec(folder: Path) -> dict[str, Any]:
