@@ -92,6 +92,10 @@ def prepare(name: str, recipe: Recipe, device: torch.device, teacher: Teacher | 
     if found and int(plan.share * recipe.train.images) < 1:
         raise ValueError(f"forgetting.share is {plan.share:g}, so not one of"
                          f" {recipe.train.images} images would forget: raise it")  # fmt: skip
+    # a penalty weighs on retained rows too, so it may forget by these alone
+    if found and not plan.weight_student and not rule.penalty:
+        raise ValueError("forgetting.weight_student is 0, so the student would learn nothing from"
+                         " what forgets: raise it")  # fmt: skip
     phases = phases_of(recipe, teacher.sigma_init, teacher.sigma_range)
     images = recipe.train.images
     late = next((p for p in phases if p.after >= images), None)

@@ -189,6 +189,7 @@ def refused_here(*words):
         (["objective.sigma_student={name: karras, sigma_min: 9, sigma_max: 1}"], "lower it"),
         (["objective.sigma_range=x"], "unknown key 'sigma_range'"),
         (["objective.sigma_init=0"], "unknown key 'sigma_init'"),
+        (["forgetting.weight_student=0"], "the student would learn nothing from what forgets"),
         (["forgetting.rule=negative", "forgetting.options.k=x"], "k: is x, should be a valid"),
         (
             ["forgetting.rule=anchor", "forgetting.options.to=yes"],

@@ -341,3 +341,21 @@ def test_what_a_user_should_know_is_said_before_a_run(rule, options, says, tmp_p
     else:
         assert says in notes[0] and str(path) in notes[0] and says in dry.stderr
     assert "note: " not in dry.stdout, "stdout is the resolved recipe alone"
+
+
+def test_a_penalty_forgets_where_forget_rows_weigh_nothing(tmp_path):
+    code = (
+        "import sfd\n"
+        "from sfd import forgetting\n"
+        "def rule(teacher, concepts):\n"
+        "    plain = forgetting.override(teacher, concepts)\n"
+        "    return sfd.Rule(target=plain.target, penalty=lambda n, x, b: x.sum((1, 2, 3)))"
+    )
+    (tmp_path / "mine.py").write_text(code)
+    weightless = ["forgetting.weight_student=0"]
+    own = configs.load("smoke", [*weightless, "forgetting.rule=./mine.py:rule"])
+    assert jobs.prepare("smoke", own, CPU).rule.penalty
+    with pytest.raises(ValueError, match="weight_student is 0"):
+        jobs.prepare("smoke", configs.load("smoke", weightless), CPU)
+    nothing = [*weightless, "concepts=[]", "forgetting.rule=none"]
+    assert not jobs.prepare("smoke", configs.load("smoke", nothing), CPU).concepts
