@@ -146,13 +146,21 @@ def test_accumulated_parts_equal_the_whole_batch(more):
 @pytest.mark.parametrize("more", [(), (MUON,)])
 def test_two_processes_follow_one(more):
     one = train("one", *more, "train.images=1280")
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes=2"]
-    command += ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
-    command += ["-m", "sfd", "train", "smoke", *SHORT, "out=two", "--device", "cpu"]
+    Path("seen.py").write_text(
+        "import os, runpy\n"
+        "open(f\"rank{os.environ['RANK']} of {os.environ['WORLD_SIZE']}\", 'w')\n"
+        "runpy.run_module('sfd', run_name='__main__')\n"
+    )
+    # by --cpu it starts one process without MPI
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"]
+    command += ["--num_processes=2", "--num_machines=1", "--mixed_precision=no"]
+    command += ["--dynamo_backend=no", "--main_process_port=0"]
+    command += ["seen.py", "train", "smoke", *SHORT, "out=two", "--device", "cpu"]
     # more parts than a process has rows of a batch
     command += [*more, "train.images=1280", "train.accumulate=128"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=250, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
+    assert Path("rank0 of 2").exists() and Path("rank1 of 2").exists()
     assert_near(one, weights("two"), 2e-4)
     first, second = stats("one"), stats("two")
     assert [line["nimg"] for line in first] == [line["nimg"] for line in second]
