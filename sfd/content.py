@@ -70,6 +70,9 @@ def find(kind: str, name: str) -> Path:
     if direct.suffix or os.sep in name:
         if direct.exists():
             return direct
+        dotted = [root / f"{name}.yaml" for root in roots(kind) if os.sep not in name]
+        if there := next((path for path in dotted if path.exists()), None):
+            return there
         raise ValueError(f"{name}: no such file{did_you_mean(direct.stem, names(kind))}")
     for root in roots(kind):
         for path in (root / f"{name}.yaml", root / name):

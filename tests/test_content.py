@@ -95,6 +95,15 @@ def test_a_name_that_is_none_finds_no_folder(name):
     assert f"no configs called {name!r}" in refused(content.find, "configs", name)
 
 
+def test_a_name_may_have_a_dot():
+    Path("configs").mkdir()
+    put("configs/mine.v2.yaml", "version: 1")
+    assert "mine.v2" in content.names("configs")
+    assert content.find("configs", "mine.v2") == Path.cwd() / "configs/mine.v2.yaml"
+    assert "mine.v3: no such file" in refused(content.find, "configs", "mine.v3")
+    assert "smoke.yaml: no such file" in refused(content.find, "configs", "smoke.yaml")
+
+
 def test_whether_a_folder_can_be_written_is_found_without_a_trace():
     put("file", "")
     Path("here").mkdir()
