@@ -12,8 +12,8 @@ def table() -> str:
     """Markdown, one line per audited run of a recipe."""
     lines = [
         "| recipe | seed | verdict | asked for it, drew it | FID (teacher, evaluations)"
-        " | excess over the floor | recall (teacher) | training |",
-        "|---|---|---|---|---|---|---|---|",
+        " | excess over the floor | recall (teacher) | taught (FID, recall) | training |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for path in sorted((ROOT / "eval/results").glob("*.json")):
         result = json.loads(path.read_text())
@@ -29,10 +29,19 @@ def table() -> str:
                 f"| `{path.stem}` | {run['seed']} | {run['verdict']} | {asked or '–'} |"
                 f" {q['fid']:.2f} [{low:.2f}, {high:.2f}]"
                 f" ({q['baseline']['fid']:.2f}, {q['baseline']['nfe']}) | {excess} |"
-                f" {q['recall']:.2f} ({q['baseline']['recall']:.2f}) |"
+                f" {q['recall']:.2f} ({q['baseline']['recall']:.2f}) | {taught(path)} |"
                 f" {run['seconds'] / 60:.0f} min |"
             )
     return "\n".join(lines)
+
+
+def taught(path: Path) -> str:
+    """FID and recall of what a recipe teaches, where `target.py` measured them."""
+    file = path.with_name(f"{path.stem}-target.json")
+    if not file.is_file():
+        return "–"
+    q = json.loads(file.read_text())["quality"]
+    return f"{q['fid']:.2f}, {q['recall']:.2f}"
 
 
 def attacks() -> str:
