@@ -1,5 +1,6 @@
 """Which device a command runs on, and by how many threads."""
 
+import importlib
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -22,6 +23,8 @@ def device_of(asked: str | None = None) -> torch.device:
     if asked is not None:
         check_device(asked)
     if "WORLD_SIZE" in os.environ and int(os.environ["WORLD_SIZE"]) > 1:
+        # its functions' defaults keep the group that is there at their import, and so its threads
+        importlib.import_module("torch.distributed.nn.functional")
         from accelerate import PartialState
 
         launched = PartialState(cpu=asked == "cpu" or not torch.cuda.is_available())

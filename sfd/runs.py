@@ -251,9 +251,11 @@ def _start_folder(job: Job, *, device: torch.device, say: Say, progress: Progres
     folder = _folder_of_start(start)
     if Path(start).expanduser().is_dir():
         return folder
-    first = prepare(start, configs.load(start), device)
+    recipe = configs.load(start)
     student = folder / "student.safetensors"
     if student.is_file():
+        same = job.teacher if recipe.teacher == job.recipe.teacher else None
+        first = prepare(start, recipe, device, same)
         card = checkpoints.read_card(checkpoints.read_meta(student), str(student))
         again = f"train that one again (--force), or mean this run by start={folder}"
         if card.get("recipe_sha256") != first.sha256:
@@ -264,6 +266,7 @@ def _start_folder(job: Job, *, device: torch.device, say: Say, progress: Progres
         _check_start(first, card, folder)
     else:
         say(f"{job.name} starts from {start}: training that first, in {folder}")
+        first = prepare(start, recipe, device)
         train_job(first, folder, device=device, force=False, say=say, progress=progress)
     return folder
 
@@ -314,6 +317,14 @@ def run_job(
     train_job(job, folder, device=device, force=force, say=say, progress=progress)
     if state.world()[0]:
         return None
+    return audit_job(job, folder, device=device, say=say, progress=progress)
+
+
+def audit_job(
+    job: Job, folder: Path, *, device: torch.device, say: Say, progress: Progress
+) -> dict[str, Any] | None:
+    """Audit what a job has trained: audit.json's content, or None where there is nothing to judge
+    by. What is judged already is not judged again."""
     if job.suite is None:
         say("no claims to judge: the recipe names no audit suite")
         return None

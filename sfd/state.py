@@ -86,6 +86,16 @@ def barrier() -> None:
         dist.barrier()
 
 
+def leave() -> None:
+    """Part from the other processes of a launch, all of them at about the same time.
+
+    Beside the threads of one that did not Python may abort as it ends, and the launcher then ends
+    the others in whatever they do (pytorch/pytorch#179291).
+    """
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def own_rows(start: int, count: int) -> range:
     """This process's share of the image numbers start to start + count: one contiguous run.
 
@@ -134,7 +144,8 @@ def check_alike(run: "Run", device: torch.device) -> None:
     """Raises ValueError unless every process goes on from the same image with the same weights."""
     if world()[1] == 1:
         return
-    sums = [float(p.double().abs().sum()) for m in run.modules.values() for p in m.parameters()]
+    learned = (p.detach() for module in run.modules.values() for p in module.parameters())
+    sums = [float(p.double().abs().sum()) for p in learned]
     own = torch.tensor([run.nimg, math.fsum(sums)], dtype=torch.float64, device=device)
     least, most = own.clone(), own.clone()
     dist.all_reduce(least, dist.ReduceOp.MIN)

@@ -5,6 +5,7 @@ import os
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
+import torch
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -25,6 +26,11 @@ def _every_audit_is_of_the_schema(monkeypatch):
         return sealed
 
     monkeypatch.setattr(seal, "write", write)
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
 
 
 @pytest.fixture

@@ -60,10 +60,11 @@ def main() -> None:
     except RuntimeError as error:
         if "sfd.state" not in sys.modules:
             raise
-        from sfd.state import Stopped
+        from sfd.state import Stopped, leave
 
         if not isinstance(error, Stopped):
             raise
+        leave()
         _stop(str(error), error.code)
 
 

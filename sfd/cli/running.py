@@ -1,7 +1,6 @@
 """Commands that train, and what they leave: run, train, pretrain, sample, plan, export."""
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -71,28 +70,33 @@ def _main_job(
     *,
     audited: bool,
 ) -> None:
-    from sfd import configs, devices, jobs, runs
+    from sfd import configs, devices, jobs, runs, state
 
     rest, chosen = _out_of(overrides, out)
     recipe = configs.load(name, rest)
     folder = configs.folder_of(name, recipe, chosen)
-    job = jobs.prepare(name, recipe, devices.device_of(device))
-    for note in jobs.notes(recipe) if os.environ.get("RANK", "0") == "0" else ():
+    where = devices.device_of(device)
+    job = jobs.prepare(name, recipe, where)
+    chief = state.world()[0] == 0
+    for note in jobs.notes(recipe) if chief else ():
         print(f"note: {note}", file=sys.stderr)
     if dry_run:
         resolved = {"folder": str(folder), "sha256": job.sha256, **configs.plain(recipe)}
         resolved["all_concepts"] = jobs.described(job)
         print_yaml(resolved, as_json)
         return
+    tell = teller(as_json)
     with progress_bars() as progress:
-        work = runs.run_job if audited else runs.train_job
-        audit = work(
-            job, folder, device=devices.device_of(device), force=force, say=teller(as_json),
-            progress=progress,
-        )  # fmt: skip
-    if os.environ.get("RANK", "0") != "0":
-        return
-    if audited and audit:
+        runs.train_job(job, folder, device=where, force=force, say=tell, progress=progress)
+        state.leave()
+        if not chief:
+            return
+        audit = (
+            runs.audit_job(job, folder, device=where, say=tell, progress=progress)
+            if audited
+            else None
+        )
+    if audit:
         conclude(audit, folder, as_json)
     elif as_json:
         say(json.dumps({"folder": str(folder), "audit": None}))
@@ -109,7 +113,7 @@ def pretrain(
     device: Device = None,
 ) -> None:
     """Train a teacher: class-conditional from labelled images, or text-to-image from captions."""
-    from sfd import configs, devices, pretrain, pretrain_text
+    from sfd import configs, devices, pretrain, pretrain_text, state
 
     rest, chosen = _out_of(overrides, out)
     plan = configs.load_teacher(recipe, rest)
@@ -125,6 +129,7 @@ def pretrain(
         else:
             made = pretrain.run(plan, folder, device=where, force=force, progress=progress)
             key = "file"
+    state.leave()
     say(f"{made}: use it with teacher: {{{key}: {made}}}")
 
 
