@@ -49,16 +49,14 @@ def diffusers(run: Path, out: Path) -> Path:
         final_sigmas_type="zero",
         steps_offset=1,
     )
-    part = Path(tempfile.mkdtemp(prefix=f"{out.name}.", dir=out.parent))
-    try:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
+        part = Path(folder, out.name)
+        part.mkdir()
         _write(part, student, teacher, scheduler, audit, found)
-        part.chmod(0o755)  # a temporary folder is its owner's alone
         if out.exists():
             out.rmdir()
         part.rename(out)
-    except BaseException:
-        shutil.rmtree(part)
-        raise
     return out
 
 

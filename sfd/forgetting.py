@@ -202,9 +202,9 @@ def anchor(teacher: Teacher, concepts: Sequence[AnyConcept], *, to: StrictInt | 
 
 def _anchored(teacher: Teacher, concepts: Sequence[AnyConcept], to: int | str | None) -> Any:
     where = "forgetting.options.to"
-    if to is None and not teacher.knows_null:
-        raise ValueError(f"{where}: {teacher.name} has no row for no class: name a class")
     if to is None:
+        if not teacher.knows_null:
+            raise ValueError(f"{where}: {teacher.name} has no row for no class: name a class")
         return None
     if not teacher.labels:
         if not isinstance(to, str) or not to.strip():

@@ -22,7 +22,7 @@ from sfd import checkpoints, forgetting, objectives, optimizers, schedules, teac
 from sfd.forgetting import Batch, Rule
 from sfd.objectives import Draw, Phase
 from sfd.optimizers import Optimizer
-from sfd.teachers import Teacher, lora, stable_diffusion
+from sfd.teachers import Teacher, ddpm, lora, stable_diffusion
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def stable_diffusion_shape(folder: Path, t_init: int | None) -> Shape:
     if t_init is not None and not (type(t_init) is int and 0 <= t_init < len(sigmas)):
         raise ValueError(f"t_init={t_init} is outside the chain's 0 to {len(sigmas) - 1}")
     sigma_init = float(sigmas[t_init]) if t_init is not None else 2.5
-    x = stable_diffusion.shape_of(config)
+    x = ddpm.shape_of(config)
     cond = (text["max_position_embeddings"], config["cross_attention_dim"])
     return Shape(spec, x, cond, sigma_init, (float(sigmas[0]), float(sigmas[-1])))
 

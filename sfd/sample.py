@@ -79,9 +79,9 @@ def _batched(
 
 
 def teacher_drawing(teacher: Teacher, *, steps: int = 18, guidance: float = 1.0) -> Draw:
-    """What a teacher draws from a noise by `solvers.heun`; ValueError on noise of another shape.
+    """What a teacher draws from a noise by `solvers.heun`.
 
-    Raises ValueError if the teacher cannot be guided.
+    Raises ValueError if it cannot be guided, and on noise of another shape.
     """
     teachers.check_guided(teacher, guidance)
     low, high = teacher.sigma_range

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 
 import sfd
-from sfd import configs, forgetting, jobs, sample, solvers, teachers
+from sfd import configs, forgetting, jobs, sample, teachers
 from sfd.concepts import Concept
+from sfd.objectives import Draw
 from sfd.provenance import collect
 
 parser = argparse.ArgumentParser()
@@ -28,8 +29,7 @@ recipe = configs.load(arguments.recipe)
 job = jobs.prepare(arguments.recipe, recipe, device)
 assert recipe.audit is not None
 teachers.set_precision(job.teacher.denoiser, recipe.train.precision)
-pairs = recipe.objective.options()["pairs"]
-low, high = job.teacher.sigma_range
+pairs = next(phase for phase in job.phases if phase.distinct)
 instead = {c.label: c.override for c in job.concepts if isinstance(c, Concept)}
 
 
@@ -52,14 +52,14 @@ def generate(raw, seeds):
         ones = torch.ones(len(labels), device=device)
         batch = forgetting.Batch(labels, labels, labels, plain, ones, ones)
         z = sample.initial_noise(seeds[rows], job.teacher.shape, device)
-        x0 = solvers.SOLVERS[pairs.get("solver", "heun")](
-            lambda x, sigma: job.rule.target(x, sigma, batch, x),
-            pairs.get("temperature", 1.0) * z,
-            steps=pairs.get("steps", 8),
-            sigma_min=pairs.get("sigma_min") or low,
-            sigma_max=pairs.get("sigma_max") or high,
+        kept: dict[int, torch.Tensor] = {}
+        pairs.loss(
+            student=lambda x, sigma: x,
+            target=lambda x, sigma: job.rule.target(x, sigma, batch, x),
+            draw=Draw(range(len(labels)), normal=lambda _: z, uniform=lambda _: ones.double()),
+            kept=kept,
         )
-        return job.teacher.decode(x0)
+        return job.teacher.decode(torch.stack(list(kept.values())))
 
     return sample.in_batches(draw, len(raw), 50)
 
@@ -76,11 +76,12 @@ found = audit["evidence"]
 result = {
     "what": f"ends of the trajectories of recipe {arguments.recipe}, audited as its student is",
     "command": f"python eval/benchmarks/target.py {arguments.recipe}",
-    "pairs": dict(pairs),
+    "pairs": recipe.objective.options().get("pairs"),
     "guidance": recipe.guidance.model_dump(exclude_none=True),
     "quality": found["quality"],
     "accuracy": {k: v["accuracy"] for k, v in found["collateral"].items()},
-    "provenance": collect(str(device)),
+    # its command names local folders
+    "provenance": {k: v for k, v in collect(str(device)).items() if k != "command"},
 }
 Path(f"eval/results/{arguments.recipe}-target.json").write_text(json.dumps(result, indent=1) + "\n")
 print({k: found["quality"][k] for k in ("fid", "fid_ratio", "recall", "recall_difference")})

@@ -16,7 +16,7 @@ from sfd.attacks import Victim
 from sfd.concepts import AnyConcept, Concept
 from sfd.eval.subjects import IMAGES_ONLY, Subject, beside, weights_of
 from sfd.teachers import NotFinite, Raw, guided, stable_diffusion, to_uint8
-from sfd.teachers.ddpm import prediction_of
+from sfd.teachers.ddpm import prediction_of, shape_of
 from sfd.teachers.stable_diffusion import folder_sha256
 
 CARD = "sfd.json"
@@ -105,8 +105,7 @@ def of_pipeline(
         raise ValueError(f"{folder}: {' '.join(str(error).split())[:200]}") from None
     pipe = pipe.to(device)
     pipe.set_progress_bar_config(disable=True)
-    side = pipe.unet.config.sample_size
-    shape = (pipe.unet.config.in_channels, *((side, side) if isinstance(side, int) else side))
+    shape = shape_of(pipe.unet.config)
     own = tuple(pipe.vae_scale_factor * n for n in shape[1:])
     if begin and begin.pictures.shape[1:3] != own:
         raise ValueError(f"{begin.folder}: pictures of {list(begin.pictures.shape[1:3])}, the"
@@ -244,8 +243,7 @@ def of_unet(
     if k != 1 and rows == len(labels):
         raise ValueError(f"{unet_folder}: has no row for no class, so guidance cannot be {k:g}")
     net = net.to(device).eval().requires_grad_(False)
-    side = net.config.sample_size
-    shape = (net.config.in_channels, *((side, side) if isinstance(side, int) else side))
+    shape = shape_of(net.config)
 
     def draw(raw: Raw, seeds: np.ndarray) -> np.ndarray:
         classes = torch.tensor([len(labels) if i is None else i for i in raw], device=device)

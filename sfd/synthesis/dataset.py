@@ -12,7 +12,7 @@ import numpy as np
 from sfd import checkpoints, content, images
 from sfd.sample import Student
 from sfd.synthesis import asked as asking
-from sfd.synthesis import bounds, card, folders, screening
+from sfd.synthesis import bounds, card, folders, merging, screening
 from sfd.synthesis.asked import Asked
 from sfd.synthesis.credentials import Credentials
 from sfd.synthesis.folders import HIDDEN, META, Layout
@@ -101,9 +101,9 @@ def synthesize(
         keep_refused=keep_refused, stamp=credentials.stamp if credentials else None, shard=shard,
         workers=workers, progress=count,
     )  # fmt: skip
-    if not folders.merge(layout, plan=plan_sha256, tries=tries):
+    if not merging.merge(layout, plan=plan_sha256, tries=tries):
         return None
-    folders.check(
+    merging.check(
         layout, asked, sha256=student.sha256, plan=plan_sha256, seed=seed, tries=tries, look=found
     )
     report = {

@@ -1,13 +1,13 @@
 """Draws folder after folder: a folder is there whole or not at all, whatever is killed.
 
 While it grows, every numbered folder has a `metadata.jsonl` of its own, so what is there can be
-used; `merge` makes one of them when all are there. Nothing is held but one batch a worker.
+used; `merging` makes one of them when all are there. Nothing is held but one batch a worker.
 """
 
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, wait
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -263,9 +263,11 @@ def _check_any_clean(layout: Layout) -> None:
     It looks at what is there alone, so that the same command ends alike when it is given again. A
     folder without an image beside others with some is one of places that stayed empty.
     """
-    there = [layout.folder(i) for i in layout.numbers if layout.folder(i).is_dir()]
-    if there and not layout.finished and not any(any(f.glob("*.png")) for f in there):
-        listed = layout.refused(int(there[0].name))
+    if layout.finished or any(any(layout.folder(i).glob("*.png")) for i in layout.numbers):
+        return
+    first = next((i for i in layout.numbers if layout.folder(i).is_dir()), None)
+    if first is not None:
+        listed = layout.refused(first)
         row = next(read_lines(listed), None) if listed.is_file() else None
         why = f" ({row['reasons'][0]})" if row else ""
         raise ValueError(
@@ -292,101 +294,6 @@ def _lines(rows: Sequence[Row] | Iterator[Row]) -> str:
     return "".join(json.dumps(row) + "\n" for row in rows)
 
 
-# --- the whole -----------------------------------------------------------------------------------
-
-
-def merge(layout: Layout, *, plan: str, tries: int) -> bool:
-    """One `metadata.jsonl` of all folders, where all are there; whether the dataset is finished.
-
-    Killed anywhere, it does the rest when called again; several processes may do it at once. Raises
-    ValueError, before anything is merged, on a folder that was made by another plan, and on a place
-    whose refused tries are not all listed.
-    """
-    if layout.missing():
-        return False
-    if not layout.finished:
-        try:
-            for number in layout.numbers:
-                _check_origin(layout, number, plan)
-            _check_refused(layout, _rows_of_folders(layout), _refused_rows(layout), tries)
-            _write_lines(layout.quarantine / META, _refused_rows(layout))
-            _write_lines(layout.out / META, _rows_of_folders(layout))
-        except FileNotFoundError:
-            if not layout.finished:  # unless another process was faster, something is gone
-                raise
-    for number in layout.numbers:
-        (layout.folder(number) / META).unlink(missing_ok=True)
-        layout.refused(number).unlink(missing_ok=True)
-    for folder in (layout.out, layout.quarantine, layout.out / HIDDEN):
-        for path in folder.glob(".*.tmp"):
-            if _running(path.name.split(".")[-2]):
-                continue
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
-    return True
-
-
-def _check_origin(layout: Layout, number: int, plan: str) -> None:
-    """Raises ValueError where a folder, or the list of what it refused, was made by another plan:
-    where folders are copied together, each may bring a plan, and one of them is there at last."""
-    folder, aside = layout.folder(number), layout.refused(number)
-    for path in (folder / META, aside):
-        if any(row.get("plan_sha256") != plan for row in read_lines(path)):
-            raise ValueError(
-                f"{path}: was made by another plan (detectors, private images or options) than this"
-                f" dataset: remove {folder} and {aside}, which the same command makes again"
-            )
-
-
-def _check_refused(layout: Layout, kept: Iterable[Row], refused: Iterable[Row], tries: int) -> None:
-    """Raises ValueError unless each place has refused every try before the one it kept, and an
-    empty one all `tries`: what may have leaked is bounded by what is listed as refused."""
-    listed, wanted = np.zeros(layout.n, np.int16), np.full(layout.n, tries, np.int16)
-    try:
-        for row in refused:  # a place's tries are listed in their order
-            place = row["place"]
-            listed[place] = listed[place] + 1 if row["attempt"] == listed[place] else -1
-        for row in kept:
-            wanted[int(Path(row["file_name"]).stem)] = row["attempt"]
-    except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise ValueError(f"{layout.quarantine}: {error!r} is no row's; {MEND}") from None
-    lacking = np.flatnonzero(listed != wanted)
-    if len(lacking):
-        place = int(lacking[0])
-        folder, aside = layout.folder(place // layout.size), layout.refused(place // layout.size)
-        mend = f"copy {aside} again, or remove it and {folder}, which the same command makes again"
-        raise ValueError(
-            f"{layout.quarantine if layout.finished else aside}: place {place} refused"
-            f" {wanted[place]} tries, and they are not all listed; "
-            + (MEND if layout.finished else mend)
-        )
-
-
-def _running(pid: str) -> bool:
-    """Whether a process of that number may be at work here: its temporary files are its own."""
-    try:
-        os.kill(int(pid), 0)
-    except (ProcessLookupError, ValueError):
-        return False
-    except PermissionError:
-        pass
-    return True
-
-
-def _rows_of_folders(layout: Layout) -> Iterator[Row]:
-    for number in layout.numbers:
-        folder = layout.folder(number)
-        for row in read_lines(folder / META):
-            yield {**row, "file_name": f"{folder.name}/{row['file_name']}"}
-
-
-def _refused_rows(layout: Layout) -> Iterator[Row]:
-    for number in layout.numbers:
-        yield from read_lines(layout.refused(number))
-
-
 def read_lines(path: Path) -> Iterator[Row]:
     """The rows of a list, one at a time. Raises ValueError that names the line that is none."""
     with path.open("rb") as file:
@@ -398,52 +305,6 @@ def read_lines(path: Path) -> Iterator[Row]:
             if not isinstance(row, dict) or "condition" not in row:
                 raise ValueError(f"{path}, line {number}: is no row of a dataset; {MEND}")
             yield row
-
-
-def check(
-    layout: Layout, asked: Asked, *, sha256: str, plan: str, seed: int, tries: int, look: bool
-) -> None:
-    """Raises ValueError unless a finished dataset lists what it holds, each as it was asked for,
-    and all that was refused.
-
-    `look` opens each image too: it must be whole, and itself say what its row says.
-    """
-    listed, path = 0, layout.out / META
-    for listed, row in enumerate(read_lines(path), 1):
-        file = layout.out / str(row.get("file_name"))
-        try:
-            place, attempt = int(file.stem), int(row["attempt"])
-            own = int(asking.seeds(seed, np.array([place]), attempt)[0])
-            fields = asked.fields[int(asked.rows(np.array([place]))[0])]
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path}, line {listed}: {error!r} is no row's; {MEND}") from None
-        expected = {**fields, "seed": own, "verdict": "clean"}
-        expected |= {"student_sha256": sha256, "plan_sha256": plan}
-        wrong = next((key for key, value in expected.items() if row.get(key) != value), None)
-        if wrong or file.parent != layout.folder(place // layout.size):
-            what = f"{wrong} {row.get(wrong)!r} is" if wrong else f"place {place} is"
-            raise ValueError(f"{path}, line {listed}: {what} not what was asked for there; {MEND}")
-        if not look:
-            continue
-        try:
-            images.read_image(file)
-        except ValueError as error:
-            raise ValueError(f"{error}; {MEND}") from None
-        says = images.png_text(file.read_bytes()).get("sfd")
-        if says != mark(own, fields["condition"], sha256)["sfd"]:
-            raise ValueError(f"{file}: is another image than the dataset's list says; {MEND}")
-    there = sum(1 for i in layout.numbers for _ in layout.folder(i).glob("*.png"))
-    if there != listed:
-        raise ValueError(f"{path}: lists {listed} images, its folders hold {there}; {MEND}")
-    _check_refused(layout, read_lines(path), read_lines(layout.quarantine / META), tries)
-
-
-def _write_lines(path: Path, rows: Iterator[Row]) -> None:
-    """A list, atomically, one row at a time."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with content.atomic(path) as file:
-        for row in rows:
-            file.write((json.dumps(row) + "\n").encode())
 
 
 def remaining(layout: Layout, shard: tuple[int, int]) -> int:

@@ -1,6 +1,6 @@
 """Noise prediction at discrete times, seen as a denoiser (arXiv 2006.11239, eq. 12 and 15)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import numpy as np
@@ -68,3 +68,10 @@ class DDPMDenoiser(nn.Module):
                 return self.model(x_t, t, cond)
 
         return predicted_x0(predict, x, sigma, self.times(sigma), "epsilon")
+
+
+def shape_of(config: Mapping[str, Any]) -> tuple[int, int, int]:
+    """(C, h, w) that a diffusers UNet is configured for: `sample_size` is one side or both."""
+    side = config["sample_size"]
+    height, width = (side, side) if isinstance(side, int) else side
+    return config["in_channels"], height, width

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sfd import checkpoints, content
 from sfd.schedules import named_betas
 from sfd.teachers.contract import Teacher, one_hot
-from sfd.teachers.ddpm import DiscreteTimes, predicted_x0
+from sfd.teachers.ddpm import DiscreteTimes, predicted_x0, shape_of
 
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -110,13 +110,12 @@ def load(folder: Path, *, labels: list[str] | None = None, device: torch.device)
     checkpoints.load_strictly(denoiser.model, tensors, str(unet / _WEIGHTS))
     denoiser = denoiser.to(device).eval().requires_grad_(False)
     sigmas = denoiser.times.get_buffer("sigmas")
-    height, width = (size, size) if isinstance(size, int) else size
     return Teacher(
         name=folder.name,
         denoiser=denoiser,
         encode=partial(one_hot, classes=len(names), device=device),
         make_student=partial(copy.deepcopy, denoiser),
-        shape=(channels, height, width),
+        shape=shape_of(config),
         labels=tuple(names),
         spec=spec,
         sha256=content.hash_json({"weights": content.sha256(unet / _WEIGHTS), "spec": spec}),

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from sfd import checkpoints, content
 from sfd.schedules import named_betas
 from sfd.teachers.contract import Raw, Teacher, to_uint8
-from sfd.teachers.ddpm import DiscreteTimes, predicted_x0
+from sfd.teachers.ddpm import DiscreteTimes, predicted_x0, shape_of
 
 PARTS = ("unet", "text_encoder", "tokenizer", "vae", "scheduler")
 EMBEDDED = Path(__file__).parent / "weights"
@@ -250,13 +250,6 @@ def load(
         sigma_range=(float(sigmas[0]), float(sigmas[-1])),
         sigma_init=float(sigmas[t_init]),
     )
-
-
-def shape_of(config: Mapping[str, Any]) -> tuple[int, int, int]:
-    """(C, h, w) of the latents that a UNet is configured for: `sample_size` is one side or both."""
-    side = config["sample_size"]
-    height, width = (side, side) if isinstance(side, int) else side
-    return config["in_channels"], height, width
 
 
 def read_spec(folder: Path) -> dict[str, Any]:

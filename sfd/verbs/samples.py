@@ -29,7 +29,7 @@ def sample_labels(student: Student, labels: str, out: Path, *, n: int, seed: int
             content.write_atomic(out / folder / f"{number:08d}.png", images.png_bytes(picture))
         drawn.append(pictures[:16])
     _write_sheet(drawn, out, n)
-    return len(asked) * n
+    return len(folders) * n
 
 
 def prompts_of(given: Sequence[str], source: str | None) -> list[str]:
