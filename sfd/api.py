@@ -49,8 +49,9 @@ def run(
     return Outcome(folder, sample.load(folder, str(where)), found, runs.code_of(found))
 
 
-def load(path: str | Path, device: str = "cpu", batch: int = 250) -> Student:
-    """A student from its file or its run folder, drawing `batch` images at once.
+def load(path: str | Path, device: str = "cpu", batch: int | None = None) -> Student:
+    """A student from its file or its run folder, drawing `batch` images at once, or as many as fit
+    a card of 24 GB.
 
     Raises ValueError if it is not one, or there is no such device.
     """

@@ -115,6 +115,8 @@ class _Card(Strict):
     without: list[Index]
     sigma_range: Annotated[list[Positive], Field(min_length=2, max_length=2)]
     sigma_init: Positive
+    knows_null: bool = True
+    """Whether it was shown images without their label."""
 
     @model_validator(mode="after")
     def _labels_are_names(self) -> Self:

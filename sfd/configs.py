@@ -147,6 +147,9 @@ class TeacherRecipe(Strict):
             raise ValueError(f"exclude: no label {bad[0]} among {len(self.labels)}")
         if len({*self.exclude}) == len(self.labels):
             raise ValueError("exclude: leaves no label to learn")
+        if self.exclude and not self.train.label_dropout:
+            raise ValueError("exclude: a label that is never shown is asked for as none, which"
+                             " without train.label_dropout is never shown either")  # fmt: skip
         return self
 
 

@@ -69,7 +69,9 @@ def _write(
     found: Mapping[str, Any] | None,
 ) -> None:
     """The folder's files. Of the teacher's parts what is read: no pickle, no other variant."""
-    for name in ("text_encoder", "tokenizer", "vae"):
+    # transformers loads a model in the type it was saved in, diffusers in float32: both must fit
+    student.language.text.save_pretrained(part / "text_encoder", safe_serialization=True)
+    for name in ("tokenizer", "vae"):
         (part / name).mkdir()
         weights = stable_diffusion.loaded_files(teacher / name)
         for path in (teacher / name).iterdir():

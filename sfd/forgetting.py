@@ -204,7 +204,7 @@ def _anchored(teacher: Teacher, concepts: Sequence[AnyConcept], to: int | str | 
     where = "forgetting.options.to"
     if to is None:
         if not teacher.knows_null:
-            raise ValueError(f"{where}: {teacher.name} has no row for no class: name a class")
+            raise ValueError(f"{where}: {teacher.name} knows no null condition: name a class")
         return None
     if not teacher.labels:
         if not isinstance(to, str) or not to.strip():

@@ -22,7 +22,7 @@ from sfd import checkpoints, forgetting, objectives, optimizers, schedules, teac
 from sfd.forgetting import Batch, Rule
 from sfd.objectives import Draw, Phase
 from sfd.optimizers import Optimizer
-from sfd.teachers import Teacher, ddpm, lora, stable_diffusion
+from sfd.teachers import Teacher, ddpm, diffusers_unet, lora, stable_diffusion
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,10 @@ def shape_of(ref: Mapping[str, Any]) -> Shape:
     options = ref.get("options") or {}
     name = ref.get("name")
     if folder := stable_diffusion.embedded(name) or ref.get("diffusers"):
-        return stable_diffusion_shape(Path(folder).expanduser(), options.get("t_init"))
+        path = Path(folder).expanduser()
+        if teachers.is_pipeline(path):
+            return stable_diffusion_shape(path, options.get("t_init"))
+        return diffusers_unet_shape(path, options.get("labels"))
     file = ref.get("file") or (stable_diffusion.EMBEDDED / f"{name}.safetensors" if name else None)
     if file is None or not Path(file).expanduser().is_file():
         raise ValueError(f"{name or ref.get('factory')}: cannot be planned without building it")
@@ -68,6 +71,14 @@ def stable_diffusion_shape(folder: Path, t_init: int | None) -> Shape:
     x = ddpm.shape_of(config)
     cond = (text["max_position_embeddings"], config["cross_attention_dim"])
     return Shape(spec, x, cond, sigma_init, (float(sigmas[0]), float(sigmas[-1])))
+
+
+def diffusers_unet_shape(folder: Path, labels: list[str] | None) -> Shape:
+    """The shape of a class-conditional `UNet2DModel`'s folder, from its configurations."""
+    spec = diffusers_unet.read_spec(folder, labels)
+    sigmas = schedules.vp_sigmas(stable_diffusion.betas_of(spec["betas"]))
+    x, ends = ddpm.shape_of(spec["config"]), (float(sigmas[0]), float(sigmas[-1]))
+    return Shape(spec, x, (spec["classes"],), 2.5, ends)
 
 
 class Peak(TorchDispatchMode):

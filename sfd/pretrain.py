@@ -1,6 +1,7 @@
 """Train a class-conditional EDM teacher from labelled images (arXiv 2206.00364)."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -199,6 +200,7 @@ def run(
         "without": recipe.exclude,
         "sigma_range": [0.002, 80.0],
         "sigma_init": 2.5,
+        "knows_null": numbers.label_dropout > 0,
         "provenance": {
             **provenance.collect(str(device)),
             "recipe_sha256": sha,
@@ -222,13 +224,18 @@ def _check_fit(denoiser: nn.Module, shape: tuple[int, int, int], recipe: Teacher
             f"{recipe.name}: the network takes {side * network.patch} x {side * network.patch}"
             f" images (img_resolution times patch), the data are {shape[1]} x {shape[2]}"
         )
-    x, cond = torch.zeros(1, *shape), torch.zeros(1, len(recipe.labels))
+    x = torch.zeros(1, *shape)
+    cond = torch.zeros(1, len(recipe.labels), requires_grad=True)
     try:
-        with torch.no_grad():
-            denoiser(x, torch.ones(1), cond)
+        x0 = denoiser(x, torch.ones(1), cond)
     except RuntimeError as error:
         first = str(error).splitlines()[0]
         raise ValueError(f"{recipe.name}: the network does not fit the data: {first}") from None
+    if torch.autograd.grad(x0.sum(), cond, allow_unused=True)[0] is None and len(recipe.labels) > 1:
+        raise ValueError(
+            f"{recipe.name}: the network does not look at its label, so all {len(recipe.labels)}"
+            " classes would be one: say how many in its options (label_dim)"
+        )
 
 
 def _check_labels(labels: np.ndarray, recipe: TeacherRecipe) -> None:
@@ -245,7 +252,11 @@ def data_order(size: int, numbers: np.ndarray, seed: int) -> np.ndarray:
     epochs, places = np.divmod(numbers, size)
     order = np.empty(len(numbers), np.int64)
     for epoch in np.unique(epochs):
-        ranks = np.argsort(noise.uniform((seed, "pretrain", "order", int(epoch)), np.arange(size)))
         mine = epochs == epoch
-        order[mine] = ranks[places[mine]]
+        order[mine] = _ranks(size, seed, int(epoch))[places[mine]]
     return order
+
+
+@lru_cache(maxsize=2)
+def _ranks(size: int, seed: int, epoch: int) -> np.ndarray:
+    return np.argsort(noise.uniform((seed, "pretrain", "order", epoch), np.arange(size)))

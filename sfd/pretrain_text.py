@@ -31,7 +31,7 @@ from sfd.concepts.prompts import has_word
 from sfd.configs import TextTeacherRecipe
 from sfd.pretrain import data_order
 from sfd.schedules import named_betas
-from sfd.teachers import from_uint8
+from sfd.teachers import from_uint8, stable_diffusion
 
 BETAS: dict[str, Any] = {"name": "scaled_linear", "start": 0.00085, "end": 0.012, "steps": 1000}
 """Stable Diffusion's chain."""
@@ -42,29 +42,32 @@ Progress = Callable[[str, int, int], None]
 def train_tokenizer(corpus: Iterable[str], *, vocabulary: int, length: int):
     """A CLIPTokenizer learned from a corpus: byte-level BPE, so any prompt has tokens.
 
-    `vocabulary` is the number of entries, at least 514 (two marks, every byte, every byte at the
-    end of a word); `length` is the limit of a prompt in tokens, marks included.
+    `vocabulary` is the number of entries at most, at least 514 (two marks, every byte, every byte
+    at the end of a word); `length` is the limit of a prompt in tokens, marks included.
     """
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
     from transformers import CLIPTokenizer
 
     marks = ["<|startoftext|>", "<|endoftext|>"]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    ends = [letter + "</w>" for letter in alphabet]
     blank = CLIPTokenizer().backend_tokenizer
     learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     learner.normalizer, learner.pre_tokenizer = blank.normalizer, blank.pre_tokenizer  # pyright: ignore[reportAttributeAccessIssue]
     learner.train_from_iterator(
         corpus,
         trainers.BpeTrainer(
-            vocab_size=max(0, vocabulary - len(marks) - len(alphabet)),
+            vocab_size=vocabulary - len(marks),
             initial_alphabet=alphabet,
+            # numbered by the trainer they would be so in the order of a hash, another in each
+            # process, and merges that are as frequent follow their numbers
+            special_tokens=ends,  # pyright: ignore[reportArgumentType]
             end_of_word_suffix="</w>",
             show_progress=False,
         ),
     )
     merges: Any = [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]]
-    pieces = [*marks, *alphabet, *(letter + "</w>" for letter in alphabet)]
-    pieces += [a + b for a, b in merges]
+    pieces = [*marks, *alphabet, *ends, *(a + b for a, b in merges)]
     vocab = {piece: i for i, piece in enumerate(dict.fromkeys(pieces))}
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=length)
 
@@ -129,9 +132,10 @@ def fold_scale(vae: Any, latents: Tensor) -> Tensor:
     The scale goes exactly into the two 1x1 convolutions at the latents, so that the pipeline's
     `scaling_factor` is 1.
     """
-    mean, std = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
-    channels = len(mean)
     quant, post = vae.quant_conv, vae.post_quant_conv
+    device = quant.weight.device  # the latents may be elsewhere
+    mean, std = (found((0, 2, 3)).to(device) for found in (latents.mean, latents.std))
+    channels = len(mean)
     # the first half of quant_conv's rows are means, the second log-variances
     quant.weight[:channels] /= std.reshape(-1, 1, 1, 1)
     quant.bias[:channels] = (quant.bias[:channels] - mean) / std
@@ -139,7 +143,8 @@ def fold_scale(vae: Any, latents: Tensor) -> Tensor:
     post.bias += (post.weight[:, :, 0, 0] * mean).sum(1)
     post.weight *= std.reshape(1, -1, 1, 1)
     vae.register_to_config(scaling_factor=1.0)
-    return (latents - mean.reshape(1, -1, 1, 1)) / std.reshape(1, -1, 1, 1)
+    mean, std = (each.reshape(1, -1, 1, 1).to(latents) for each in (mean, std))
+    return (latents - mean) / std
 
 
 def train_denoiser(
@@ -231,8 +236,6 @@ def run(
     Raises ValueError on data that do not fit the recipe, and under several processes, which would
     each train the whole and write over one another.
     """
-    from diffusers.models.attention_processor import AttnProcessor
-
     if state.world()[1] > 1:
         raise ValueError(f"{recipe.name}: a pipeline is trained by one process, and this launch has"
                          f" {state.world()[1]}: run sfd pretrain without a launcher")  # fmt: skip
@@ -269,11 +272,11 @@ def run(
         on_tick=lambda line: progress("autoencoder", int(line["nimg"]), recipe.vae.images),
         device=device,
     )
-    latents = fold_scale(vae, _encode(vae, data, device))
+    latents = fold_scale(vae, _encode(vae, data, recipe.vae.batch, device))
     tokens = torch.tensor(tokenizer(captions, padding="max_length", truncation=True).input_ids)
     empty = torch.tensor(tokenizer([""], padding="max_length").input_ids)[0]
     if device.type == "cpu":
-        unet.set_attn_processor(AttnProcessor())
+        stable_diffusion.unfuse_if_small(unet)
     numbers = recipe.train
 
     def sheet(average: Any, nimg: int, seconds: float) -> None:
@@ -381,10 +384,11 @@ def _networks(recipe: TextTeacherRecipe, *, side: int, tokenizer: Any) -> tuple[
 
 
 @torch.no_grad()
-def _encode(vae: Any, data: np.ndarray, device: torch.device) -> Tensor:
+def _encode(vae: Any, data: np.ndarray, batch: int, device: torch.device) -> Tensor:
+    """The latents of images, on the CPU."""
     parts = [
-        vae.encode(from_uint8(data[i : i + 250]).to(device)).latent_dist.mean.cpu()
-        for i in range(0, len(data), 250)
+        vae.encode(from_uint8(data[i : i + batch]).to(device)).latent_dist.mean.cpu()
+        for i in range(0, len(data), batch)
     ]
     return torch.cat(parts)
 

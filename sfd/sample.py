@@ -1,6 +1,7 @@
 """Sampling: one step of a student, or a teacher's probability-flow ODE."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,10 @@ from sfd.teachers import NotFinite, Raw, Teacher, guided
 
 ROWS = 12
 """Conditions of a sheet, at most."""
+
+AT_ONCE = 2**18
+"""Values of x0 drawn at once, in up to 250 rows: 16 of Stable Diffusion's, whose network takes 4
+GiB for them."""
 
 Generate = Callable[[Raw, np.ndarray], np.ndarray]
 """(conditions, seeds `[N]`) -> uint8 images `[N, H, W, C]`; raises `teachers.NotFinite`."""
@@ -54,12 +59,19 @@ def in_batches(draw: Callable[[slice], np.ndarray], count: int, batch: int) -> n
     return images
 
 
+def rows_at_once(shape: Sequence[int]) -> int:
+    """How many images of an x0's shape are drawn at once: `AT_ONCE`."""
+    return max(1, min(250, AT_ONCE // math.prod(shape)))
+
+
 def _batched(
     draw: Draw,
     shape: tuple[int, ...],
     device: torch.device,
-    batch: int,
+    batch: int | None,
 ) -> Generate:
+    size = batch or rows_at_once(shape)
+
     def generate(raw: Raw, seeds: np.ndarray) -> np.ndarray:
         seeds = np.asarray(seeds)
         if len(seeds) and seeds.dtype.kind not in "iu":
@@ -72,7 +84,7 @@ def _batched(
         return in_batches(
             lambda rows: draw(raw[rows], initial_noise(seeds[rows], shape, device)),
             len(seeds),
-            batch,
+            size,
         )
 
     return generate
@@ -100,10 +112,11 @@ def teacher_drawing(teacher: Teacher, *, steps: int = 18, guidance: float = 1.0)
 
 
 def teacher_sampler(
-    teacher: Teacher, *, steps: int = 18, guidance: float = 1.0, batch: int = 250
+    teacher: Teacher, *, steps: int = 18, guidance: float = 1.0, batch: int | None = None
 ) -> Generate:
-    """A teacher's own samples: `teacher_drawing` of each seed's noise."""
-    device = next(teacher.denoiser.parameters(), torch.zeros(())).device
+    """A teacher's own samples: `teacher_drawing` of each seed's noise, `batch` at a time or as
+    `AT_ONCE` says."""
+    device = teacher.encode([None]).device
     draw = teacher_drawing(teacher, steps=steps, guidance=guidance)
     return _batched(draw, teacher.shape, device, batch)
 
@@ -115,9 +128,9 @@ def one_step_sampler(
     decode: Callable[[Tensor], np.ndarray],
     shape: tuple[int, ...],
     sigma_init: float,
-    batch: int = 250,
+    batch: int | None = None,
 ) -> Generate:
-    """One-step samples of a student."""
+    """One-step samples of a student, `batch` at a time or as `AT_ONCE` says."""
     device = next(denoiser.parameters()).device
 
     def draw(raw: Raw, z: Tensor) -> np.ndarray:
@@ -171,8 +184,9 @@ def student_file(path: Path) -> Path:
     raise ValueError(f"{path}: holds no run (no student.safetensors)")
 
 
-def load(path: str | Path, device: str = "cpu", batch: int = 250) -> Student:
-    """A student from its file or its run folder. Raises ValueError if it is not one."""
+def load(path: str | Path, device: str = "cpu", batch: int | None = None) -> Student:
+    """A student from its file or its run folder, that draws `batch` images at a time, or as many as
+    `AT_ONCE` says. Raises ValueError if it is not one."""
     path = student_file(Path(path))
     denoiser, card = teachers.read_file(path)
     if card.get("role") != "student":
@@ -201,6 +215,7 @@ __all__ = [
     "load",
     "one_step",
     "one_step_sampler",
+    "rows_at_once",
     "student_sampler",
     "teacher_drawing",
     "teacher_sampler",

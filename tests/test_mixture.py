@@ -1,7 +1,7 @@
 """The analytic teacher: exact, and what every method must do on it."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +9,7 @@ import pytest
 import torch
 from scipy.stats import multivariate_normal
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sfd import forgetting, objectives, sample
 from sfd import train as training
@@ -388,3 +389,20 @@ def test_rules_want_what_they_need():
         forgetting.override(teacher, [])
     with pytest.raises(ValueError, match="forgets nothing"):
         forgetting.none(teacher, [override(0, {1: 1.0})])
+
+
+def test_a_teacher_without_parameters_is_drawn_from_where_it_is():
+    """As on a machine with CUDA, whose tensors are imagined here."""
+    built = build()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        elsewhere = torch.device("cuda")
+        denoiser = mixture.Mixture(
+            torch.zeros(3, 1, 2, device=elsewhere), torch.ones(3, 1, 2, 2, device=elsewhere), 0.05
+        )
+        teacher = replace(
+            built,
+            denoiser=denoiser,
+            encode=lambda raw: torch.zeros(len(raw), 3, device=elsewhere),
+            decode=lambda x0: np.zeros((len(x0), 1, 1, 1), np.uint8),
+        )
+        assert len(sample.teacher_sampler(teacher, steps=2)([0, 1], np.arange(2))) == 2

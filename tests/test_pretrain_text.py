@@ -1,11 +1,15 @@
 """A text-to-image teacher of one's own captioned images."""
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sfd import checkpoints, configs, pretrain_text, teachers
 
@@ -99,3 +103,34 @@ def test_several_processes_would_write_over_one_another(monkeypatch):
     with pytest.raises(ValueError, match="one process, and this launch has 2"):
         pretrained("torn")
     assert not Path("torn").exists()
+
+
+def test_every_process_learns_the_same_tokenizer():
+    words = [f"{a}{b}{c}" for a in "bdfgklm" for b in "aeiou" for c in "nrst"]  # many are alike
+    Path("words.txt").write_text("\n".join(f"a {word} hat" for word in words))
+    code = (
+        "import json, sys\n"
+        "from sfd import pretrain_text\n"
+        "lines = open('words.txt').read().splitlines()\n"
+        "made = pretrain_text.train_tokenizer(lines, vocabulary=600, length=16)\n"
+        "print(json.dumps(made.get_vocab(), sort_keys=True))\n"
+    )
+    command = [sys.executable, "-c", code]
+    first, second = (
+        subprocess.run(command, capture_output=True, text=True, check=True).stdout for _ in range(2)
+    )
+    assert first == second and len(json.loads(first)) == 600
+
+
+def test_scale_is_folded_into_weights_that_are_elsewhere():
+    """As on a machine with CUDA, whose tensors are imagined here."""
+    from diffusers import AutoencoderKL  # pyright: ignore[reportPrivateImportUsage]
+
+    with FakeTensorMode():
+        with torch.device("cuda"):
+            vae = AutoencoderKL(
+                block_out_channels=(8,), down_block_types=("DownEncoderBlock2D",),
+                up_block_types=("UpDecoderBlock2D",), latent_channels=4, norm_num_groups=8,
+            )  # fmt: skip
+        folded = pretrain_text.fold_scale(vae, torch.randn(10, 4, 4, 4, device="cpu"))
+    assert folded.device == CPU and folded.shape == (10, 4, 4, 4)

@@ -219,3 +219,17 @@ def test_a_student_is_not_decoded_by_another_pipeline_than_its_teacher():
     assert stable_diffusion.folder_of(ref).name == "fashion-text"
     with pytest.raises(ValueError, match="is another pipeline than the student was distilled from"):
         stable_diffusion.folder_of({**ref, "sha256": "0" * 64})
+
+
+def test_large_images_are_drawn_and_decoded_a_few_at_a_time():
+    assert [sample.rows_at_once(s) for s in ((1, 28, 28), (3, 32, 32), (4, 64, 64))] == [
+        250,
+        85,
+        16,
+    ]
+    assert sample.rows_at_once((4, 1024, 1024)) == 1
+    latents, pictures = (torch.zeros(20, 4, side, side, device="meta") for side in (64, 512))
+    for parts in (stable_diffusion._split(latents, 8), stable_diffusion._split(pictures, 1)):
+        assert [len(part) for part in parts] == [8, 8, 4]
+    small = stable_diffusion._split(torch.zeros(100, 4, 8, 8), 4)
+    assert [len(part) for part in small] == [64, 36]

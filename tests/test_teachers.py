@@ -215,11 +215,11 @@ def test_diffusers_folder_without_null_row(tmp_path):
         recipe = configs.load(
             "smoke", [f"teacher={{diffusers: {tmp_path}}}", "concepts=[]", override]
         )
-        with pytest.raises(ValueError, match="no row for no class, so guidance cannot be 2"):
+        with pytest.raises(ValueError, match="knows no null condition, so guidance cannot be 2"):
             jobs.prepare("x", recipe, CPU)
-    with pytest.raises(ValueError, match="no row for no class, so guidance cannot be 1.5"):
+    with pytest.raises(ValueError, match="knows no null condition, so guidance cannot be 1.5"):
         sample.teacher_sampler(teacher, guidance=1.5)
-    with pytest.raises(ValueError, match="no row for no class: name a class"):
+    with pytest.raises(ValueError, match="knows no null condition: name a class"):
         forgetting.anchor(teacher, [Concept("a", 0, "0", {1: 1.0}, "none")], to=None)
 
 
@@ -659,3 +659,38 @@ def test_a_class_without_images_cannot_be_taught():
     one_line(error)
     meta = checkpoints.read_meta(taught("out", tiny(6, 4) | {"exclude": [4, 5]}))
     assert checkpoints.read_card(meta, "it")["without"] == [4, 5]
+
+
+def test_a_network_that_does_not_look_at_its_label_is_not_taught():
+    blind = tiny(4, 4)
+    del blind["network"]["options"]["label_dim"]
+    with pytest.raises(ValueError, match=r"does not look at its label.*\(label_dim\)") as error:
+        taught("out", blind)
+    one_line(error)
+    assert not Path("out/state").exists()
+    alone = tiny(1, 1)
+    del alone["network"]["options"]["label_dim"]
+    assert taught("one", alone).is_file()
+
+
+def test_a_teacher_never_shown_an_image_without_its_label_is_not_guided():
+    recipe = tiny(4, 4)
+    recipe["train"]["label_dropout"] = 0.0
+    teacher = teachers.load(file=str(taught("out", recipe)), device=CPU)
+    with pytest.raises(ValueError, match="knows no null condition, so guidance cannot be 3"):
+        sample.teacher_sampler(teacher, guidance=3.0)
+    assert teachers.load(file=str(taught("shown", tiny(4, 4))), device=CPU).knows_null
+    with pytest.raises(ValueError, match="never shown either"):
+        configs.TeacherRecipe.model_validate(recipe | {"exclude": [1]})
+
+
+def test_the_order_of_an_epoch_is_a_permutation_kept_for_the_epoch(monkeypatch):
+    drawn = []
+    uniform = pretrain.noise.uniform
+    monkeypatch.setattr(
+        pretrain.noise, "uniform", lambda *key: drawn.append(key[0]) or uniform(*key)
+    )
+    parts = [pretrain.data_order(10, np.arange(i, i + 4), 77) for i in range(0, 20, 4)]
+    order = np.concatenate(parts)
+    assert sorted(order[:10]) == sorted(order[10:]) == list(range(10))
+    assert not np.array_equal(order[:10], order[10:]) and len(drawn) == 2

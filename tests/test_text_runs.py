@@ -7,6 +7,7 @@ import numpy as np
 import pipelines
 import pytest
 import test_seal
+import test_teachers
 import torch
 import yaml
 from typer.testing import CliRunner
@@ -218,6 +219,24 @@ def test_stock_diffusers_samples_the_export_in_one_step(place, prediction):
     assert "## Forgetting audit: PASS" in (carried / "README.md").read_text()
 
 
+def test_a_text_encoder_in_half_precision_is_exported_and_audited(place):
+    from diffusers import StableDiffusionPipeline
+    from transformers import CLIPTextModel
+
+    pipe = pipelines.write(place / "half")
+    text = CLIPTextModel.from_pretrained(pipe / "text_encoder")
+    text.half().save_pretrained(pipe / "text_encoder")  # pyright: ignore[reportArgumentType]
+    _, folder = train(place, "run-half", f"teacher.diffusers={pipe}", "train.images=4")
+    prompts, seeds = ["a red shoe"], np.array([5])
+    student = sample.load(folder)
+    z = sample.initial_noise(seeds, tuple(student.card["shape"]), CPU)
+    stock = StableDiffusionPipeline.from_pretrained(export.diffusers(folder, place / "whole"))
+    drawn = stock(prompts, num_inference_steps=1, guidance_scale=0, latents=z, output_type="np")
+    assert np.abs((255 * drawn.images).round() - student.sample(prompts, seeds)).max() <= 1
+    multi = of_pipeline(pipe, [], device="cpu", sampling=Sampling(2, 3.0))
+    assert multi.generate(prompts, seeds).shape == (1, 16, 16, 3)
+
+
 def test_the_python_face_takes_prompts(place):
     _, folder = train(place, "run0-whole")
     student = sfd.load(str(folder))
@@ -332,6 +351,14 @@ def test_a_pipeline_of_oblong_latents_is_planned_and_loaded(place, tmp_path):
 )
 def test_a_plan_counts_what_is_kept_of_each_pair(name, size, pairs):
     assert verbs.plan_run(configs.load(name))["kept"] == 4 * size * pairs
+
+
+def test_a_class_conditional_folder_of_diffusers_is_planned(tmp_path):
+    net = test_teachers.folder(tmp_path, rows=4)
+    asked = [f"teacher={{diffusers: {tmp_path}}}", "concepts=[]", "train.batch=4"]
+    planned = verbs.plan_run(configs.load("smoke", asked))
+    weights = sum(4 * p.numel() for p in net.parameters())
+    assert planned["student"] == planned["ema"] == pytest.approx(weights, rel=0.01)
 
 
 def test_a_plan_of_classes_and_of_what_cannot_be_planned():

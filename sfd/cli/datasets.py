@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from sfd.cli.terminal import MAX_SEED, AsJson, Device, progress_bars, say, teller
+from sfd.cli.terminal import MAX_SEED, AsJson, AtOnce, Device, progress_bars, say, teller
 
 NUMBERS = {"n": 1000, "seed": 0}
 
@@ -38,7 +38,7 @@ def synthesize(
     shard: Annotated[
         str | None, typer.Option(help="This process's share, such as 0/4 (default: a launch's).")
     ] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Images drawn at once.")] = 250,
+    batch: AtOnce = None,
     folder: Annotated[int, typer.Option(min=1, help="Images between commits.")] = 1000,
     keep_quarantine: Annotated[
         bool, typer.Option("--keep-quarantine", help="Keep refused images, outside the dataset.")

@@ -10,6 +10,7 @@ import typer
 from sfd.cli.terminal import (
     MAX_SEED,
     AsJson,
+    AtOnce,
     Device,
     DryRun,
     Force,
@@ -143,6 +144,7 @@ def sample(
     prompts: Annotated[str | None, typer.Option(help="A list: .txt, .csv or .yaml.")] = None,
     n: Annotated[int, typer.Option(min=1, help="Images of each label or prompt.")] = 16,
     seed: Annotated[int, typer.Option(min=0, max=MAX_SEED)] = 0,
+    batch: AtOnce = None,
     device: Device = None,
 ) -> None:
     """Draw images of a student (a run folder or its file), with a sheet.
@@ -152,7 +154,7 @@ def sample(
     from sfd import devices, verbs
     from sfd import sample as samplers
 
-    generator = samplers.load(student, str(devices.device_of(device)))
+    generator = samplers.load(student, str(devices.device_of(device)), batch)
     if generator.labels:
         if prompt or prompts:
             raise ValueError(f"{student}: is asked in classes: use --labels")

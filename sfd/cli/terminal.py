@@ -19,6 +19,10 @@ AuditOut = Annotated[
     str | None, typer.Option("--out", help="Folder (default: the run's own, or SUBJECT-audit).")
 ]
 Device = Annotated[str | None, typer.Option(help="cuda or cpu (default: cuda if there is one).")]
+AtOnce = Annotated[
+    int | None,
+    typer.Option("--batch", min=1, help="Images drawn at once (default: what 24 GB hold)."),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved recipe and stop.")]
 AsJson = Annotated[bool, typer.Option("--json", help="For a program to read.")]
 

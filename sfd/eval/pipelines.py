@@ -103,7 +103,8 @@ def of_pipeline(
         )
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise ValueError(f"{folder}: {' '.join(str(error).split())[:200]}") from None
-    pipe = pipe.to(device)
+    # transformers loads a model in the type it was saved in, diffusers in float32
+    pipe = pipe.to(device, torch.float32)
     pipe.set_progress_bar_config(disable=True)
     shape = shape_of(pipe.unet.config)
     own = tuple(pipe.vae_scale_factor * n for n in shape[1:])

@@ -114,7 +114,7 @@ def load(
         signs = ("model_index.json", "unet/config.json", "config.json")
         if not any((folder / sign).is_file() for sign in signs):
             raise ValueError(f"{folder}: not a diffusers folder: has none of {', '.join(signs)}")
-        read = stable_diffusion.load if _is_pipeline(folder) else diffusers_unet.load
+        read = stable_diffusion.load if is_pipeline(folder) else diffusers_unet.load
         return _called(partial(read, folder), options, device, str(folder))
     if options:
         raise ValueError(f"teacher {name or file}: takes no options")
@@ -142,7 +142,7 @@ def of_card(ref: Mapping[str, Any], device: torch.device, *, trusted: str | None
     return load(**source, device=device)
 
 
-def _is_pipeline(folder: Path) -> bool:
+def is_pipeline(folder: Path) -> bool:
     """Whether a folder claims to be a text-to-image pipeline."""
     index = folder / "model_index.json"
     return index.is_file() and "text_encoder" in checkpoints.read_json(index)
@@ -340,4 +340,5 @@ def load_file(path: Path, device: torch.device) -> Teacher:
         sigma_range=tuple(card["sigma_range"]),
         sigma_init=card["sigma_init"],
         without=without,
+        knows_null=card.get("knows_null", True),
     )

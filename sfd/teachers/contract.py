@@ -159,7 +159,7 @@ def check_guided(teacher: Teacher, *ks: float) -> None:
     strange = next((k for k in ks if k != 1), None)
     if strange is not None and not teacher.knows_null:
         raise ValueError(
-            f"teacher {teacher.name}: has no row for no class, so guidance cannot be {strange:g}"
+            f"teacher {teacher.name}: knows no null condition, so guidance cannot be {strange:g}"
         )
 
 

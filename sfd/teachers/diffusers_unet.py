@@ -57,13 +57,45 @@ class DiffusersDenoiser(nn.Module):
 
 
 def load(folder: Path, *, labels: list[str] | None = None, device: torch.device) -> Teacher:
-    """A teacher from a diffusers folder: `unet/` and `scheduler/`, or the UNet's files alone, whose
-    chain is DDPM's linear one then. Its hash is of the weights and of how they are read.
+    """A teacher from a diffusers folder (see `read_spec`), whose classes are called `labels`. Its
+    hash is of the weights and of how they are read.
+
+    Raises ValueError where `read_spec` does, and if the weights do not fit.
+    """
+    spec = read_spec(folder, labels)
+    weights = _network(folder) / _WEIGHTS
+    denoiser = DiffusersDenoiser(**{k: v for k, v in spec.items() if k != "kind"})
+    tensors, _ = checkpoints.read_tensors(weights)
+    checkpoints.load_strictly(denoiser.model, tensors, str(weights))
+    denoiser = denoiser.to(device).eval().requires_grad_(False)
+    sigmas = denoiser.times.get_buffer("sigmas")
+    classes, rows = spec["classes"], spec["config"]["num_class_embeds"]
+    return Teacher(
+        name=folder.name,
+        denoiser=denoiser,
+        encode=partial(one_hot, classes=classes, device=device),
+        make_student=partial(copy.deepcopy, denoiser),
+        shape=shape_of(spec["config"]),
+        labels=tuple(labels or (str(label) for label in range(classes))),
+        spec=spec,
+        sha256=content.hash_json({"weights": content.sha256(weights), "spec": spec}),
+        sigma_range=(float(sigmas[0]), float(sigmas[-1])),
+        knows_null=rows > classes,
+    )
+
+
+def _network(folder: Path) -> Path:
+    return folder / "unet" if (folder / "unet").is_dir() else folder
+
+
+def read_spec(folder: Path, labels: list[str] | None = None) -> dict[str, Any]:
+    """Plain data that rebuilds the denoiser of a diffusers folder: `unet/` and `scheduler/`, or the
+    UNet's files alone, whose chain is DDPM's linear one then.
 
     Raises ValueError if a part is missing, the network has no class embedding or an unusual one, or
     the scheduler's prediction type or betas are unknown.
     """
-    unet = folder / "unet" if (folder / "unet").is_dir() else folder
+    unet = _network(folder)
     config = checkpoints.read_json(unet / "config.json")
     scheduler = folder / "scheduler" / "scheduler_config.json"
     chain = checkpoints.read_json(scheduler) if scheduler.exists() else {}
@@ -90,8 +122,7 @@ def load(folder: Path, *, labels: list[str] | None = None, device: torch.device)
         raise ValueError(f"{unet}: has no plain class embedding (num_class_embeds)")
     if labels is not None and len(labels) not in (rows, rows - 1):
         raise ValueError(f"{unet}: has {rows} classes, options.labels names {len(labels)}")
-    names = labels or [str(label) for label in range(rows)]
-    spec = {
+    return {
         "kind": "diffusers-unet",
         "config": {k: v for k, v in config.items() if not k.startswith("_")},
         "prediction": prediction,
@@ -101,24 +132,5 @@ def load(folder: Path, *, labels: list[str] | None = None, device: torch.device)
             "end": chain.get("beta_end", 0.02),
             "steps": chain.get("num_train_timesteps", 1000),
         },
-        "classes": len(names),
+        "classes": len(labels or range(rows)),
     }
-
-    options = {k: v for k, v in spec.items() if k != "kind"}
-    denoiser = DiffusersDenoiser(**options)
-    tensors, _ = checkpoints.read_tensors(unet / _WEIGHTS)
-    checkpoints.load_strictly(denoiser.model, tensors, str(unet / _WEIGHTS))
-    denoiser = denoiser.to(device).eval().requires_grad_(False)
-    sigmas = denoiser.times.get_buffer("sigmas")
-    return Teacher(
-        name=folder.name,
-        denoiser=denoiser,
-        encode=partial(one_hot, classes=len(names), device=device),
-        make_student=partial(copy.deepcopy, denoiser),
-        shape=shape_of(config),
-        labels=tuple(names),
-        spec=spec,
-        sha256=content.hash_json({"weights": content.sha256(unet / _WEIGHTS), "spec": spec}),
-        sigma_range=(float(sigmas[0]), float(sigmas[-1])),
-        knows_null=rows > len(names),
-    )

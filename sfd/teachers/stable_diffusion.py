@@ -43,12 +43,10 @@ class StableDiffusionDenoiser(nn.Module):
     ):
         super().__init__()
         from diffusers import UNet2DConditionModel  # pyright: ignore[reportPrivateImportUsage]
-        from diffusers.models.attention_processor import AttnProcessor
 
         self.model: Any = UNet2DConditionModel.from_config(config)
         if not torch.cuda.is_available():
-            # the fused attention's backward takes 40 % of a small network's step on a CPU
-            self.model.set_attn_processor(AttnProcessor())
+            unfuse_if_small(self.model)
         self.times = DiscreteTimes(betas_of(betas))
         self.prediction = prediction
         self.precision: torch.dtype | None = None
@@ -59,6 +57,15 @@ class StableDiffusionDenoiser(nn.Module):
                 return self.model(x_t, t, encoder_hidden_states=cond, return_dict=False)[0]
 
         return predicted_x0(predict, x, sigma, self.times(sigma), self.prediction)
+
+
+def unfuse_if_small(unet: Any) -> None:
+    """Attention without a fused kernel, whose backward takes 40 % of a small network's step on a
+    CPU; the matrix that it spares is a gigabyte an image at Stable Diffusion's size."""
+    from diffusers.models.attention_processor import AttnProcessor
+
+    if shape_of(unet.config)[1] <= 16:
+        unet.set_attn_processor(AttnProcessor())
 
 
 def betas_of(betas: dict[str, Any] | list[float]) -> Tensor:
@@ -90,6 +97,8 @@ def folder_of(ref: Mapping[str, Any]) -> Path:
     return folder
 
 
+PIXELS = 2**21
+"""Through an autoencoder at once: eight images of Stable Diffusion's, 6 GiB."""
 KNOWN = 4096
 """Prompts whose embeddings are kept: a gigabyte of Stable Diffusion 1.5's."""
 
@@ -143,7 +152,8 @@ class Parts:
     @torch.no_grad()
     def decode(self, x0: Tensor) -> np.ndarray:
         """Latents `[B, C, h, w]` to uint8 `[B, H, W, 3]`."""
-        images = torch.cat([self.pixels(part) for part in x0.split(64)])
+        scale = 2 ** (len(self.vae.config.block_out_channels) - 1)
+        images = torch.cat([self.pixels(part) for part in _split(x0, scale)])
         self.vae.to("cpu")
         return to_uint8(images)
 
@@ -158,7 +168,8 @@ class Parts:
         """Images `[B, 3, H, W]` in [-1, 1] to latents `[B, C, h, w]`: the encoder's mean."""
         config = self.vae.config
         vae = self.vae.to(pictures.device)
-        found = torch.cat([vae.encode(part).latent_dist.mode() for part in pictures.split(64)])
+        parts = [vae.encode(part).latent_dist.mode() for part in _split(pictures, 1)]
+        found = torch.cat(parts)
         return (found - (config.get("shift_factor") or 0.0)) * config.scaling_factor
 
     def tokens(self, prompts: Sequence[str]) -> Tensor:
@@ -209,6 +220,12 @@ class Parts:
         alone = (read[:, 1] == numbers) & (read[:, 2] == end) & ~special
         written = torch.tensor([text.isprintable() and text != "" for text in typed])
         return numbers[alone & written].to(self.device)
+
+
+def _split(x: Tensor, scale: int) -> tuple[Tensor, ...]:
+    """The rows of `x [B, C, h, w]`, of images `scale` times as large, that an autoencoder takes at
+    once: no more than `PIXELS`."""
+    return x.split(max(1, min(64, PIXELS // (scale**2 * x.shape[2] * x.shape[3]))))
 
 
 def load(

@@ -49,7 +49,7 @@ def synthesize_run(
     c2pa: tuple[str, str] | None = None,
     usefulness: tuple[str, str] | None = None,
     shard: str = "0/1",
-    batch: int = dataset.BATCH,
+    batch: int | None = None,
     device: str = "cpu",
     **options: Any,
 ) -> tuple[Student, Report | None]:
@@ -99,7 +99,8 @@ def synthesize_run(
         names = list(dict.fromkeys(f["label"] for f in asked.fields if "label" in f))
         _real_images(student, names, *usefulness)
     report = synthesize(
-        student, out, asked, found, n=n, private=near, about_private=about, batch=batch,
+        student, out, asked, found, n=n, private=near, about_private=about,
+        batch=batch or sample.rows_at_once(student.card["shape"]),
         credentials=signer, shard=parse_shard(shard), device=device, **options,
     )  # fmt: skip
     if report and usefulness:

@@ -214,8 +214,6 @@ def _shape_of(teacher: Teacher | None) -> outsiders.Shape | None:
     """(H, W, C) of the images that a teacher draws."""
     if teacher is None:
         return None
-    weights = next(teacher.denoiser.parameters(), torch.zeros(()))
-    height, width, channels = teacher.decode(torch.zeros(1, *teacher.shape, device=weights.device))[
-        0
-    ].shape
+    x0 = torch.zeros(1, *teacher.shape, device=teacher.encode([None]).device)
+    height, width, channels = teacher.decode(x0)[0].shape
     return height, width, channels
