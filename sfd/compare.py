@@ -267,6 +267,7 @@ def _spread_cells(key: str, found: Json) -> dict[str, str]:
         low, high = (scale * end for end in found[name])
         # a rate or a distance is never below zero, whatever the normal approximation says
         low = low if difference or key == "KID" else max(low, 0.0)
+        high = min(high, 1.0) if share else high
         return say(0.0, [low, high]).split(" [")[1].rstrip("]")
 
     return {

@@ -6,6 +6,7 @@ signature says whose word it is.
 
 import base64
 import json
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,10 +31,17 @@ def content_sha256(audit: Mapping[str, Any]) -> str:
 
 
 def write(path: Path, audit: Mapping[str, Any]) -> dict[str, Any]:
-    """Write an audit with its hash; what was written. Raises ValueError on NaN: JSON has none."""
+    """Write an audit with its hash; what was written. One that is there and was signed is kept with
+    its signature, under a name of its own. Raises ValueError on NaN: JSON has none."""
     plain = json.loads(json.dumps(audit, allow_nan=False))  # what a reader will see, and hash
     sealed = {key: value for key, value in plain.items() if key != HASH}
     sealed[HASH] = content_sha256(sealed)
+    signature = signature_file(path)
+    if path.is_file() and signature.is_file():
+        kept = path.with_stem(f"{path.stem}-{content.sha256(path)[:8]}")
+        path.replace(kept)
+        signature.replace(signature_file(kept))
+        warnings.warn(f"{path}: was signed; it is kept as {kept.name}", stacklevel=2)
     content.write_json(path, sealed)
     return sealed
 

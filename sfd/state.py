@@ -60,9 +60,9 @@ def claim(folder: Path, *also: str, force: bool) -> None:
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder}: is a file, a run needs a folder")
     theirs = [name for name in LEFT if (folder / name).exists()]
-    if force and theirs and not any((folder / name).is_file() for name in (*MARKS, *also)):
-        raise ValueError(f"{folder}: holds {theirs[0]} and no run, so --force deletes nothing"
-                         " there: give out=FOLDER")  # fmt: skip
+    if theirs and not any((folder / name).is_file() for name in (*MARKS, *also)):
+        why = "--force deletes nothing" if force else "none is begun"
+        raise ValueError(f"{folder}: holds {theirs[0]} and no run, so {why} there: give out=FOLDER")
     barrier()  # every process has looked before the first deletes
     for name in (*LEFT, *also) if force and world()[0] == 0 else ():
         path = folder / name

@@ -1,6 +1,7 @@
 """Cards, weights, training and calibration of classifiers; and every classifier that is shipped."""
 
 import json
+from functools import partial
 from pathlib import Path
 from unittest.mock import ANY
 
@@ -507,3 +508,16 @@ def test_the_command_trains_what_a_recipe_says(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="class 'c' has 0 images"):
         verbs.train_judge("data.npz", tmp_path / "x", overrides=["labels=[a, b, c]"],
                           device=torch.device("cpu"))  # fmt: skip
+
+
+def test_what_it_learned_from_is_not_held_out(folder):
+    for name, (pictures, labels) in {"taught.npz": data(32), "other.npz": data(10, 7)}.items():
+        np.savez(name, images=pictures, labels=labels)
+    edit(folder, lambda card: card["training"].update(data="taught.npz"))
+    device = torch.device("cpu")
+    measured = partial(verbs.measure_judge, str(folder), out=Path("out"), device=device)
+    with pytest.raises(ValueError, match="96 of its 96 images are among those it learned from"):
+        measured("taught.npz")
+    assert measured("other.npz")[1].calibration.accuracy.n == 30
+    Path("taught.npz").write_text("something else")
+    assert measured("other.npz", force=True)[1].calibration.accuracy.n == 30

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
 import sfd as package
@@ -449,3 +450,28 @@ def test_one_step_of_the_shipped_digits_teacher():
 def test_other_recipes_resolve(name):
     done = sfd("run", name, "--dry-run")
     assert done.returncode == 0, done.stderr
+
+
+def test_a_folder_without_a_name_is_no_default():
+    for words in (["--out", ""], ["out="]):
+        assert "out: is empty" in refused_here("train", "smoke", "--dry-run", *words)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("Unable to allocate 745. GiB"),
+        torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 9 bytes"),
+    ],
+)
+def test_too_little_memory_is_one_line(monkeypatch, capsys, error):
+    def fail():
+        raise error
+
+    monkeypatch.setattr(cli.typer.main, "get_command", lambda app: fail)
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    said = capsys.readouterr().err
+    assert stopped.value.code == 5 and said.count("\n") == 1
+    assert said.startswith("sfd: not enough memory: ") and "ask for less at once" in said

@@ -98,6 +98,13 @@ def test_a_table_and_the_spread_between_seeds():
     assert [len(w) for w in widths] == [1, 1]
 
 
+def test_no_rate_is_shown_above_all():
+    cells = compare._spread_cells(
+        "rate of three", {"mean": 0.5, "sd": 0.2, "ci95": [-1.3, 2.3], "next95": [0.1, 0.9]}
+    )
+    assert cells["mean, 95 %"] == "0.0, 100.0" and cells["one further seed, 95 %"] == "10.0, 90.0"
+
+
 def change(audit, path, value):
     *way, last = path
     for key in way:

@@ -239,6 +239,18 @@ def test_a_signature_is_of_one_key_and_one_file(file):
     assert "audit.json.sig is not of this audit.json" in report.write(file.parent).read_text()
 
 
+def test_a_signed_audit_is_kept_when_another_takes_its_place(file):
+    secret, public = keys("mine")
+    seal.sign(file, secret)
+    signed = file.read_bytes()
+    with pytest.warns(UserWarning, match="was signed; it is kept as audit-"):
+        seal.write(file, audit_of())
+    (kept,) = file.parent.glob("audit-*.json")
+    assert kept.read_bytes() == signed and seal.signer(kept) is not None
+    assert file.is_file() and not seal.signature_file(file).exists()
+    assert verbs.validate([str(kept)], public)[:2] == (1, [])
+
+
 @pytest.mark.parametrize("text", ["{}", "not json", '{"schema": "sfd/signature/1"}', "[]"])
 def test_a_signature_that_is_none_is_refused(file, text):
     Path("run/audit.json.sig").write_text(text)

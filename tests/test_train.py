@@ -343,6 +343,8 @@ def test_force_deletes_nothing_before_what_the_run_needs_is_at_hand():
     Path("papers/samples/thesis.txt").write_text("years of work")
     with pytest.raises(ValueError, match="holds samples and no run, so --force deletes nothing"):
         train("papers", force=True)
+    with pytest.raises(ValueError, match="holds samples and no run, so none is begun there"):
+        train("papers")  # what it left would have the next --force delete them
     assert Path("papers/samples/thesis.txt").is_file()
 
 

@@ -44,6 +44,9 @@ for command in (
     app.command()(command)
 
 
+LESS = "; ask for less at once (batch, n, size)"
+
+
 def main() -> None:
     """Run the command line; the exit codes are those of the README."""
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -57,7 +60,11 @@ def main() -> None:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         rest = "; free some space, the same command resumes" if full else ""
         _stop(f"{where}{error.strerror or error}{rest}", 5 if full else 2)
+    except MemoryError as error:
+        _stop(f"not enough memory: {_first_line(error)}{LESS}", 5)
     except RuntimeError as error:
+        if type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error):
+            _stop(f"not enough memory: {_first_line(error)}{LESS}", 5)
         if "sfd.state" not in sys.modules:
             raise
         from sfd.state import Stopped, leave
@@ -77,6 +84,10 @@ def _interrupted(number: int, frame: FrameType | None) -> None:
         signal.signal(again, signal.SIG_IGN)
     _say(f"{signal.Signals(number).name}; the same command starts again where it can")
     raise _Interrupted(128 + number)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or ["nothing said"])[0]
 
 
 def _stop(message: str, code: int) -> NoReturn:

@@ -54,7 +54,9 @@ def _out_of(overrides: list[str] | None, out: str | None) -> tuple[list[str], st
     """The overrides but for `out=`, and the folder. Raises ValueError if two are given."""
     rest = [text for text in overrides or [] if not text.startswith("out=")]
     said = {text.removeprefix("out=") for text in overrides or [] if text.startswith("out=")}
-    asked = sorted({*said, out} if out else said)
+    asked = sorted(said if out is None else {*said, out})
+    if "" in asked:
+        raise ValueError("out: is empty: name a folder, or leave it out")
     if len(asked) > 1:
         raise ValueError(f"out: {' and '.join(asked)} are both given: give one folder")
     return rest, asked[0] if asked else None
@@ -158,7 +160,8 @@ def sample(
     if generator.labels:
         if prompt or prompts:
             raise ValueError(f"{student}: is asked in classes: use --labels")
-        count = verbs.sample_labels(generator, labels or "all", Path(out), n=n, seed=seed)
+        asked = "all" if labels is None else labels
+        count = verbs.sample_labels(generator, asked, Path(out), n=n, seed=seed)
     else:
         if labels:
             raise ValueError(f"{student}: is asked in words: use --prompt or --prompts")

@@ -1,5 +1,6 @@
 """The only reader of `concepts/`: what is to be forgotten, and what is drawn in its place."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -187,4 +188,6 @@ def _shares(name: str, file: ConceptFile, retained: Sequence[int]) -> dict[int, 
     if len(weights) < len(parts):
         raise ValueError(f"concept {name}: names an override twice")
     total = sum(weights.values())
+    if not math.isfinite(total):
+        raise ValueError(f"concept {name}: the weights of its overrides are too large to be added")
     return {label: weight / total for label, weight in weights.items()}

@@ -1,8 +1,9 @@
 """Classifiers trained from labelled images."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from sfd import calibrate, classifiers, configs, content, fit, images, metrics
@@ -59,6 +60,15 @@ def train_judge(
     return card
 
 
+def _learned(card: Card) -> Iterable[np.ndarray]:
+    """The images that a classifier learned from, if they are still where its card says."""
+    where = card.training and Path(card.training.data).expanduser()
+    try:
+        return images.read_labelled(str(where))[0] if where and where.exists() else ()
+    except ValueError:  # something else lies there now
+        return ()
+
+
 def measure_judge(
     name: str,
     data: str,
@@ -76,7 +86,8 @@ def measure_judge(
     `out` takes a measured copy; `force` replaces a measurement in its own folder. `impostors` is a
     folder of images without `label` (default: the first), which set the threshold: see
     `calibrate.impostor_threshold`. Raises ValueError in one line, also where the images are those
-    that set the threshold, or the photographs of a gallery.
+    that set the threshold, that it learned from (if they are still there), or the photographs of a
+    gallery.
     """
     folder = out or classifiers.folder_of(name)
     if (folder / "card.yaml").is_file() and not force:
@@ -92,6 +103,7 @@ def measure_judge(
         galleries = face_gallery.photographs_of(detector.card, classifiers.folder_of(name))
         known = [images.read_image(path) for paths in galleries.values() for path in paths]
         calibrate.check_unseen(labelled[0], known, data, "the gallery's")
+    calibrate.check_unseen(labelled[0], _learned(detector.card), data, "those it learned from")
     if impostors:
         strangers, of = images.read_pictures(impostors), label or detector.card.labels[0]
         calibrate.check_unseen(labelled[0], strangers, data, "the impostors")
